@@ -306,7 +306,7 @@ func TestWithoutForwarderEventsAreDropped(t *testing.T) {
 
 func TestPublishRefusesBadEvents(t *testing.T) {
 	ctx := testContext(t)
-	j := openJournal(t, t.TempDir(), nil)
+	j := openJournal(t, t.TempDir(), newSink().forward)
 	for name, tc := range map[string]struct {
 		ctx   context.Context
 		topic string
