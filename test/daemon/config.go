@@ -1,0 +1,87 @@
+package daemon
+
+import (
+	"errors"
+	"fmt"
+	"hash/fnv"
+	"os"
+	"path/filepath"
+
+	"github.com/vishvananda/netlink"
+)
+
+// CNIBinDir is where Debian's containernetworking-plugins are.
+const CNIBinDir = "/usr/lib/cni"
+
+// config keeps everything that containerd would put into shared directories in
+// the daemon's own.
+const config = `version = 3
+
+[network]
+cni_conf_dir = %[1]q
+cni_bin_dirs = [%[2]q]
+
+[plugins."io.containerd.cri.v1.runtime"]
+netns_mounts_under_state_dir = true
+[plugins."io.containerd.cri.v1.runtime".cni]
+conf_dir = %[1]q
+bin_dirs = [%[2]q]
+[plugins."io.containerd.internal.v1.opt"]
+path = %[3]q
+[plugins."io.containerd.nri.v1.nri"]
+disable = true
+`
+
+// bridge gives the containers of one daemon a network of their own. Its
+// leases lie in the daemon's directory; no rule of iptables is made.
+const bridge = `{"cniVersion": "1.0.0", "name": %[1]q, "plugins": [{
+	"type": "bridge", "bridge": %[1]q, "isDefaultGateway": true, "ipMasq": false, "hairpinMode": true,
+	"ipam": {"type": "host-local", "dataDir": %[2]q, "ranges": [[{"subnet": %[3]q}]]}
+}]}
+`
+
+// CNIDir is where the daemon looks for its networks.
+func (d *Daemon) CNIDir() string { return filepath.Join(d.Dir, "cni") }
+
+func (d *Daemon) writeConfig() error {
+	if err := os.Mkdir(d.CNIDir(), 0o700); err != nil {
+		return err
+	}
+	text := fmt.Sprintf(config, d.CNIDir(), CNIBinDir, filepath.Join(d.Dir, "opt"))
+	if err := os.WriteFile(d.ConfigFile, []byte(text+d.opts.Config), 0o600); err != nil {
+		return err
+	}
+	network := fmt.Sprintf(bridge, d.Token, filepath.Join(d.Dir, "ipam"), d.subnet())
+	return os.WriteFile(filepath.Join(d.CNIDir(), "10-bridge.conflist"), []byte(network), 0o600)
+}
+
+// subnet is one of 16384 small networks, told by the token, so that daemons
+// side by side rarely share one.
+func (d *Daemon) subnet() string {
+	sum := fnv.New32a()
+	_, _ = sum.Write([]byte(d.Token)) // never fails
+	n := sum.Sum32()
+	return fmt.Sprintf("10.%d.%d.0/24", 64+n%64, n>>8%256)
+}
+
+// removeBridge removes the bridge, which the CNI plugin makes and never
+// removes, unless something is still plugged in: that is a leak to be seen.
+func (d *Daemon) removeBridge() error {
+	br, err := netlink.LinkByName(d.Token)
+	if errors.As(err, &netlink.LinkNotFoundError{}) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	links, err := netlink.LinkList()
+	if err != nil {
+		return err
+	}
+	for _, l := range links {
+		if l.Attrs().MasterIndex == br.Attrs().Index {
+			return nil
+		}
+	}
+	return netlink.LinkDel(br)
+}

@@ -1,0 +1,287 @@
+// Package daemon runs the real caissond in a directory of its own, for the
+// integration tests and the demo. Everything the daemon makes carries the name
+// of that directory (the token), and Close says what of it is left.
+//
+// A Daemon is used by one goroutine. New touches the disk only; Start, Kill and
+// Stop may alternate any number of times; Close comes last.
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"syscall"
+	"time"
+
+	"caisson/test/leak"
+)
+
+// Time limits, generous because tests also run on slow emulated machines.
+const (
+	startLimit = 2 * time.Minute
+	stopLimit  = time.Minute
+	goneLimit  = 10 * time.Second
+)
+
+// Options describe a daemon; the zero value is one as users run it.
+type Options struct {
+	// BinDir has the binaries; bin/ of the module if empty.
+	BinDir string
+	// Config is added to the configuration file.
+	Config string
+	// Args are added to the command line.
+	Args []string
+	// Env is added to the environment.
+	Env []string
+}
+
+// Daemon is one caissond and what it works on.
+type Daemon struct {
+	// Token is in the name of everything that belongs to the daemon. It is also
+	// the containerd namespace to use, and the name of the CNI bridge.
+	Token string
+	// Dir holds all the following.
+	Dir, Root, State, Address, ConfigFile, LogFile string
+
+	bin     string
+	opts    Options
+	before  *leak.Snapshot
+	running *exec.Cmd
+	exited  chan struct{} // closed when running has ended and exitErr is set
+	exitErr error
+}
+
+// New makes the directory and the configuration of a daemon.
+func New(opts Options) (_ *Daemon, err error) {
+	bin := opts.BinDir
+	if bin == "" {
+		if bin, err = BinDir(); err != nil {
+			return nil, err
+		}
+	}
+	before, err := leak.Take()
+	if err != nil {
+		return nil, err
+	}
+	// Not the TMPDIR, which may be long: unix sockets have short paths.
+	dir, err := os.MkdirTemp("/tmp", "c")
+	if err != nil {
+		return nil, err
+	}
+	d := &Daemon{
+		Token: filepath.Base(dir), Dir: dir,
+		Root: dir + "/root", State: dir + "/run", Address: dir + "/run/c.sock",
+		ConfigFile: dir + "/config.toml", LogFile: dir + "/log",
+		bin: bin, opts: opts, before: before,
+	}
+	if err := d.writeConfig(); err != nil {
+		return nil, errors.Join(err, os.RemoveAll(dir))
+	}
+	return d, nil
+}
+
+// BinDir is where the binaries are: CAISSON_BIN, or bin/ of the module that the
+// working directory belongs to.
+func BinDir() (string, error) {
+	if dir := os.Getenv("CAISSON_BIN"); dir != "" {
+		return dir, nil
+	}
+	root, err := moduleRoot()
+	if err != nil {
+		return "", err
+	}
+	return filepath.Join(root, "bin"), nil
+}
+
+func moduleRoot() (string, error) {
+	dir, err := os.Getwd()
+	if err != nil {
+		return "", err
+	}
+	for ; dir != "/"; dir = filepath.Dir(dir) {
+		if _, err := os.Stat(filepath.Join(dir, "go.mod")); err == nil {
+			return dir, nil
+		}
+	}
+	return "", errors.New("no go.mod above the working directory: set CAISSON_BIN to the directory of the binaries")
+}
+
+// Binary is the path of a program: of bin/, or of build/ for tools of the tests.
+func (d *Daemon) Binary(name string) (string, error) {
+	for _, dir := range []string{d.bin, filepath.Join(filepath.Dir(d.bin), "build")} {
+		path := filepath.Join(dir, name)
+		if _, err := os.Stat(path); err == nil {
+			return path, nil
+		}
+	}
+	return "", fmt.Errorf("no program %s in %s: run make build ctr", name, d.bin)
+}
+
+// Start starts the daemon and returns when it answers.
+func (d *Daemon) Start(ctx context.Context) error {
+	if err := d.Launch(); err != nil {
+		return err
+	}
+	if err := d.ready(ctx); err != nil {
+		return errors.Join(err, d.Kill())
+	}
+	return nil
+}
+
+// Launch starts the daemon's process and does not wait for anything.
+func (d *Daemon) Launch() error {
+	if d.running != nil {
+		return errors.New("the daemon runs already")
+	}
+	path, err := d.Binary("caissond")
+	if err != nil {
+		return err
+	}
+	log, err := os.OpenFile(d.LogFile, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	defer log.Close()
+	args := []string{"--root", d.Root, "--state", d.State, "--address", d.Address, "--config", d.ConfigFile, "--log-level", "debug"}
+	cmd := exec.Command(path, slices.Concat(args, d.opts.Args)...)
+	cmd.Dir = d.Dir
+	// containerd finds containerd-shim-caisson-v2 beside the daemon or in PATH.
+	cmd.Env = slices.Concat(os.Environ(), []string{"PATH=" + d.bin + ":" + os.Getenv("PATH")}, d.opts.Env)
+	cmd.Stdout, cmd.Stderr = log, log
+	// A daemon of its own session, as an init system starts it: a terminal's
+	// interrupt reaches the test, which then stops the daemon.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	if err := cmd.Start(); err != nil {
+		return fmt.Errorf("start caissond: %w", err)
+	}
+	exited := make(chan struct{})
+	d.running, d.exited = cmd, exited
+	go func() {
+		d.exitErr = cmd.Wait()
+		close(exited)
+	}()
+	return nil
+}
+
+// Pid of the running daemon.
+func (d *Daemon) Pid() int { return d.running.Process.Pid }
+
+// Exited is closed when the launched daemon has ended; ExitError tells how then.
+func (d *Daemon) Exited() <-chan struct{} { return d.exited }
+
+// ExitError is the error of the daemon's process, once Exited is closed.
+func (d *Daemon) ExitError() error { return d.exitErr }
+
+// Kill ends the daemon with SIGKILL, as a crash does.
+func (d *Daemon) Kill() error {
+	if d.running == nil {
+		return nil
+	}
+	if err := d.running.Process.Kill(); err != nil && !errors.Is(err, os.ErrProcessDone) {
+		return err
+	}
+	<-d.exited
+	d.running = nil
+	return nil
+}
+
+// Stop ends the daemon with SIGTERM and expects a clean exit.
+func (d *Daemon) Stop(ctx context.Context) error {
+	if d.running == nil {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, stopLimit)
+	defer cancel()
+	if err := d.running.Process.Signal(syscall.SIGTERM); err != nil && !errors.Is(err, os.ErrProcessDone) {
+		return err
+	}
+	select {
+	case <-d.exited:
+	case <-ctx.Done():
+		return errors.Join(fmt.Errorf("caissond does not stop: %w", ctx.Err()), d.Kill())
+	}
+	d.running = nil
+	if d.exitErr != nil {
+		return fmt.Errorf("caissond: %w", d.exitErr)
+	}
+	return nil
+}
+
+// Close stops the daemon, removes its directory and lists what is left of it.
+// What is left is cleared away too, so that it is reported once.
+func (d *Daemon) Close(ctx context.Context) (left []string, err error) {
+	errs := []error{d.Stop(ctx)}
+	for _, look := range []func(context.Context) ([]string, error){d.leftBehind, d.leftInState} {
+		found, err := look(ctx)
+		left, errs = append(left, found...), append(errs, err)
+	}
+	if len(left) > 0 {
+		// Killed processes hold their cgroups and mounts for a moment.
+		errs = append(errs, Poll(ctx, goneLimit, func() error {
+			if err := d.before.Clean(d.Token); err != nil {
+				return err
+			}
+			if rest, err := d.before.New(d.Token); err != nil || len(rest) > 0 {
+				return errors.Join(err, fmt.Errorf("cannot remove %q", rest))
+			}
+			return nil
+		}))
+	}
+	return left, errors.Join(append(errs, os.RemoveAll(d.Dir))...)
+}
+
+// leftBehind looks at the kernel and the shared directories, a while for what
+// ends by itself after the daemon.
+func (d *Daemon) leftBehind(ctx context.Context) ([]string, error) {
+	if err := d.removeBridge(); err != nil {
+		return nil, err
+	}
+	var left []string
+	err := Poll(ctx, goneLimit, func() (err error) {
+		if left, err = d.before.New(d.Token); err == nil && len(left) > 0 {
+			err = errors.New("something is left")
+		}
+		return err
+	})
+	if len(left) > 0 {
+		return left, nil
+	}
+	return nil, err
+}
+
+// leftInState lists the files of sandboxes in the state directory. There is a
+// directory for each sandbox, for its network namespace and its events.
+func (d *Daemon) leftInState(context.Context) ([]string, error) {
+	var left []string
+	var errs []error
+	for _, name := range []string{"s", "netns", "events", "runtime"} {
+		files, err := leak.Left(filepath.Join(d.State, name))
+		left, errs = append(left, files...), append(errs, err)
+	}
+	return left, errors.Join(errs...)
+}
+
+// Poll calls f until it returns no error, and returns its last error when the
+// limit is over. It is for things of others that give no notice when they
+// change; everything else is waited for by its events.
+func Poll(ctx context.Context, limit time.Duration, f func() error) error {
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	ticker := time.NewTicker(20 * time.Millisecond)
+	defer ticker.Stop()
+	for {
+		err := f()
+		if err == nil {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return err
+		case <-ticker.C:
+		}
+	}
+}
