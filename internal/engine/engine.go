@@ -1,0 +1,178 @@
+// Package engine runs containerd's core (content, images, snapshots, leases,
+// events, CRI) inside this process, with the sandboxer as its proxy plugin.
+//
+// There is no private way in: the engine dials the sandboxer's socket and the
+// sandboxes' task sockets just as a stock containerd does, so these must be
+// served before Start is called. The engine owns <Root>/containerd,
+// <State>/containerd and its two sockets, and nothing else.
+//
+// containerd registers its plugins in process-wide tables, when its packages
+// are initialised and again when a server is made; therefore this is the only
+// package that imports them, and a process can start one engine in its life.
+package engine
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	_ "github.com/containerd/containerd/v2/cmd/containerd/builtins" // containerd's plugins
+	"github.com/containerd/containerd/v2/cmd/containerd/server"
+	srvconfig "github.com/containerd/containerd/v2/cmd/containerd/server/config"
+	_ "github.com/containerd/containerd/v2/core/metrics" // containerd's build information, as a metric
+	"github.com/containerd/containerd/v2/core/mount"
+	"github.com/containerd/errdefs"
+	"github.com/containerd/log"
+)
+
+// Sandboxer is the name of the proxy plugin, and of the CRI runtime handler.
+const Sandboxer = "caisson"
+
+// RuntimeType is the runtime of the handler; containerd finds the binary
+// containerd-shim-caisson-v2 by it, in PATH or beside this executable.
+const RuntimeType = "io.containerd.caisson.v2"
+
+// ShimSocketEnv tells the shim binary where this daemon listens for it.
+const ShimSocketEnv = "CAISSON_SHIM_SOCKET"
+
+// Config is what an engine needs. All fields but Passthrough and the CNI ones
+// are required; paths are absolute.
+type Config struct {
+	Root    string // the daemon's; the engine keeps to <Root>/containerd
+	State   string // the daemon's; the engine keeps to <State>/containerd
+	Address string // gRPC and CRI are served here, ttrpc at <Address>.ttrpc
+
+	SandboxerAddress string // gRPC socket of the sandboxer, already served
+	ShimSocket       string // where the shim binary reaches the daemon
+
+	CNIConfDir string
+	CNIBinDirs []string
+
+	// Passthrough is the user's own configuration of containerd, by top-level
+	// keys; it wins over what the engine would choose, except for the paths above.
+	Passthrough map[string]any
+}
+
+// Engine is a running containerd core.
+type Engine struct {
+	srv    *server.Server
+	cancel context.CancelFunc
+	stop   sync.Once
+	done   chan struct{}
+}
+
+// started guards containerd's process-wide tables.
+var started atomic.Bool
+
+// Start brings the engine up and returns when gRPC, ttrpc and CRI answer. ctx
+// bounds the start only; a running engine ends with Stop. After an error the
+// process should exit: what was set up cannot be taken down again.
+func Start(ctx context.Context, cfg Config) (*Engine, error) {
+	if !started.CompareAndSwap(false, true) {
+		return nil, fmt.Errorf("engine: this process has started one already: %w", errdefs.ErrFailedPrecondition)
+	}
+	begin := time.Now()
+	scfg, err := serverConfig(ctx, cfg)
+	if err != nil {
+		return nil, fmt.Errorf("engine: %w", err)
+	}
+	if err := prepare(ctx, scfg, cfg); err != nil {
+		return nil, fmt.Errorf("engine: %w", err)
+	}
+	// Plugins keep the context for as long as they live.
+	ectx, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	e := &Engine{cancel: cancel, done: make(chan struct{})}
+	if e.srv, err = newServer(ctx, ectx, scfg); err != nil {
+		cancel()
+		return nil, fmt.Errorf("engine: %w", err)
+	}
+	// containerd's plugin "opt" puts its directory before a list that may be
+	// empty; the empty entry behind it would make every child of this process
+	// load libraries from its working directory.
+	if libs := os.Getenv("LD_LIBRARY_PATH"); strings.HasSuffix(libs, ":") {
+		if err := os.Setenv("LD_LIBRARY_PATH", strings.TrimRight(libs, ":")); err != nil {
+			e.Stop()
+			return nil, fmt.Errorf("engine: environment: %w", err)
+		}
+	}
+	if err := e.srv.Start(ectx); err != nil {
+		e.Stop()
+		return nil, fmt.Errorf("engine: serve: %w", err)
+	}
+	if err := e.ready(ctx, cfg.Address); err != nil {
+		e.Stop()
+		return nil, fmt.Errorf("engine: %w", err)
+	}
+	log.G(ctx).WithFields(log.Fields{"address": cfg.Address, "took": time.Since(begin).Round(time.Millisecond)}).Info("engine serves")
+	return e, nil
+}
+
+// prepare makes the directories and sets what is the process's: the location
+// of temporary mounts, which it clears of those of an earlier life, and the
+// environment the shim binary is started with.
+func prepare(ctx context.Context, scfg *srvconfig.Config, cfg Config) error {
+	if err := server.CreateTopLevelDirectories(scfg); err != nil {
+		return fmt.Errorf("directories: %w", err)
+	}
+	if err := mount.SetTempMountLocation(filepath.Join(scfg.Root, "tmpmounts")); err != nil {
+		return fmt.Errorf("temporary mounts: %w", err)
+	}
+	warnings, err := mount.CleanupTempMounts(0)
+	if err != nil {
+		log.G(ctx).WithError(err).Warn("left-over temporary mounts could not be listed")
+	}
+	for _, w := range warnings {
+		log.G(ctx).WithError(w).Warn("a left-over temporary mount could not be removed")
+	}
+	// The shim manager has a setting for this, but it holds for the verb start
+	// alone; for -info and delete the binary gets the process's environment.
+	if err := os.Setenv(ShimSocketEnv, cfg.ShimSocket); err != nil {
+		return fmt.Errorf("environment: %w", err)
+	}
+	return nil
+}
+
+// newServer loads the plugins. They open databases, which block for as long as
+// another process has them open: then ctx ends the wait, and the goroutine
+// stays behind in a process that is about to exit.
+func newServer(ctx, ectx context.Context, scfg *srvconfig.Config) (*server.Server, error) {
+	type result struct {
+		srv *server.Server
+		err error
+	}
+	made := make(chan result, 1)
+	go func() {
+		srv, err := server.New(ectx, scfg)
+		made <- result{srv, err}
+	}()
+	select {
+	case r := <-made:
+		if r.err != nil {
+			return nil, fmt.Errorf("load plugins: %w", r.err)
+		}
+		return r.srv, nil
+	case <-ctx.Done():
+		return nil, fmt.Errorf("load plugins: %w", context.Cause(ctx))
+	}
+}
+
+// Stop ends the engine: connections are closed, running containers are not
+// touched. It is safe to call again.
+func (e *Engine) Stop() {
+	e.stop.Do(func() {
+		e.cancel()
+		if e.srv != nil {
+			e.srv.Stop()
+		}
+		close(e.done)
+	})
+	<-e.done
+}
+
+// Done is closed when the engine has stopped.
+func (e *Engine) Done() <-chan struct{} { return e.done }
