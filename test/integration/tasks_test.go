@@ -17,6 +17,7 @@ import (
 	"github.com/containerd/containerd/v2/pkg/oci"
 	"github.com/containerd/typeurl/v2"
 	"github.com/google/go-cmp/cmp"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"caisson/test/daemon"
 	"caisson/test/harness"
@@ -233,4 +234,14 @@ func TestTaskEvents(t *testing.T) {
 			remove(t, h, id)
 		}
 	})
+}
+
+// bind mounts a file of the host at the same place in the container.
+func bind(path string) []specs.Mount {
+	return []specs.Mount{{Source: path, Destination: path, Type: "bind", Options: []string{"bind", "ro"}}}
+}
+
+// withNamespacePath joins a namespace by its path.
+func withNamespacePath(kind specs.LinuxNamespaceType, path string) oci.SpecOpts {
+	return oci.WithLinuxNamespace(specs.LinuxNamespace{Type: kind, Path: path})
 }
