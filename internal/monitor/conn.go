@@ -1,0 +1,338 @@
+package monitor
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+)
+
+// Conn is a connection to a monitor. Its methods may be called concurrently.
+// A request whose ctx ends may still be carried out. Once the connection is
+// gone all requests fail with errdefs.ErrUnavailable. Close must be called in
+// any case.
+type Conn struct {
+	dir      string
+	sock     *net.UnixConn
+	pid      int
+	finished <-chan struct{} // the process was waited for; nil if it is not our child
+
+	writing chan struct{} // a semaphore of one: who holds it may write and set the write deadline
+	closing chan struct{} // closed by Close
+	done    chan struct{} // closed when the reader ends; err is set then
+	err     error
+	wg      sync.WaitGroup
+	close   func() error
+
+	mu      sync.Mutex // guards what follows
+	pending map[uint32]chan reply
+	lastID  uint32
+	exits   *exitQueue // of Subscribe
+	closed  bool       // no new goroutines
+}
+
+// reply is what the reader hands to the request that waits for it.
+type reply struct {
+	typ   uint16
+	flags uint32
+	body  decoder
+	files []*os.File
+}
+
+func newConn(dir string, sock *net.UnixConn, finished <-chan struct{}) *Conn {
+	c := &Conn{
+		dir:      dir,
+		sock:     sock,
+		finished: finished,
+		writing:  make(chan struct{}, 1),
+		closing:  make(chan struct{}),
+		done:     make(chan struct{}),
+		pending:  make(map[uint32]chan reply),
+	}
+	c.close = sync.OnceValue(func() error {
+		c.mu.Lock()
+		c.closed = true
+		c.mu.Unlock()
+		close(c.closing)
+		err := c.sock.Close()
+		c.wg.Wait()
+		return err
+	})
+	c.wg.Add(1)
+	go c.read()
+	return c
+}
+
+// Pid is the monitor's process id.
+func (c *Conn) Pid() int { return c.pid }
+
+// Done is closed when the connection is gone.
+func (c *Conn) Done() <-chan struct{} { return c.done }
+
+// Err says why the connection is gone; nil before Done is closed.
+func (c *Conn) Err() error {
+	select {
+	case <-c.done:
+		return c.err
+	default:
+		return nil
+	}
+}
+
+// Close drops the connection. The monitor and the sandbox live on.
+func (c *Conn) Close() error { return c.close() }
+
+// read is the goroutine that receives; Close waits for it.
+func (c *Conn) read() {
+	defer c.wg.Done()
+	err := c.receive()
+	select {
+	case <-c.closing:
+		err = fmt.Errorf("monitor %s: connection closed: %w", c.dir, errdefs.ErrUnavailable)
+	default:
+		err = fmt.Errorf("monitor %s: connection lost: %w: %w", c.dir, errdefs.ErrUnavailable, err)
+	}
+	c.err = err
+	close(c.done)
+	c.mu.Lock()
+	exits := c.exits
+	c.mu.Unlock()
+	if exits != nil {
+		exits.end()
+	}
+}
+
+func (c *Conn) receive() error {
+	buf := make([]byte, maxMessage+1)
+	oob := make([]byte, unix.CmsgSpace(maxFDs*4))
+	for {
+		n, oobn, flags, _, err := c.sock.ReadMsgUnix(buf, oob)
+		if err != nil {
+			return err
+		}
+		if n == 0 && oobn == 0 {
+			return io.EOF
+		}
+		files, err := parseFiles(oob[:oobn])
+		if err == nil && (flags&(unix.MSG_TRUNC|unix.MSG_CTRUNC) != 0 || n > maxMessage) {
+			err = errors.New("message was cut")
+		}
+		if err == nil {
+			err = c.dispatch(append([]byte(nil), buf[:n]...), files)
+		} else {
+			closeFiles(files)
+		}
+		if err != nil {
+			return fmt.Errorf("receive: %w", errors.Join(err, c.sock.Close()))
+		}
+	}
+}
+
+// dispatch hands a message, and its files, to the one it is for.
+func (c *Conn) dispatch(msg []byte, files []*os.File) error {
+	d := decoder{buf: msg}
+	h := d.header()
+	if d.bad || int(h.fds) != len(files) {
+		closeFiles(files)
+		return errors.New("malformed message")
+	}
+	if h.typ == msgExit {
+		closeFiles(files)
+		r := d.record()
+		if d.bad {
+			return errors.New("malformed exit")
+		}
+		c.mu.Lock()
+		exits := c.exits
+		c.mu.Unlock()
+		if exits != nil {
+			exits.put(r.Exit)
+		}
+		return nil
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	ch := c.pending[h.id]
+	delete(c.pending, h.id)
+	if ch == nil { // its request was given up
+		closeFiles(files)
+		return nil
+	}
+	ch <- reply{typ: h.typ, flags: h.flags, body: d, files: files} // buffered
+	return nil
+}
+
+// request is one message to the monitor; fill writes its body.
+type request struct {
+	typ   uint16
+	flags uint32
+	files []*os.File
+	fill  func(*encoder)
+}
+
+// call sends a request and waits for its reply, whose files are the caller's.
+func (c *Conn) call(ctx context.Context, r request) (reply, error) {
+	ch := make(chan reply, 1)
+	c.mu.Lock()
+	for c.lastID++; c.lastID == 0 || c.pending[c.lastID] != nil; c.lastID++ {
+	}
+	id := c.lastID
+	c.pending[id] = ch
+	c.mu.Unlock()
+
+	err := c.send(ctx, id, r)
+	if err == nil {
+		select {
+		case rep := <-ch:
+			return c.checkReply(r.typ, rep)
+		case <-ctx.Done():
+			err = ctx.Err()
+		case <-c.done:
+			err = c.err
+		}
+	}
+	c.mu.Lock()
+	delete(c.pending, id)
+	c.mu.Unlock()
+	select {
+	case rep := <-ch: // it came just now: an answer is better than a doubt
+		return c.checkReply(r.typ, rep)
+	default:
+		return reply{}, err
+	}
+}
+
+func (c *Conn) checkReply(typ uint16, rep reply) (reply, error) {
+	if rep.typ == typ|msgReply {
+		return rep, nil
+	}
+	closeFiles(rep.files)
+	errno := unix.Errno(rep.body.u32())
+	step := rep.body.string()
+	if rep.typ != msgError || rep.body.bad {
+		return reply{}, fmt.Errorf("malformed reply: %w", errdefs.ErrInternal)
+	}
+	return reply{}, &Error{Step: step, Errno: errno}
+}
+
+func (c *Conn) send(ctx context.Context, id uint32, r request) error {
+	if len(r.files) > maxFDs {
+		return &Error{Step: "number of files", Errno: unix.E2BIG}
+	}
+	e := newEncoder(header{version: protocolVersion, typ: r.typ, id: id, flags: r.flags, fds: uint16(len(r.files))})
+	if r.fill != nil {
+		r.fill(e)
+	}
+	msg, err := e.bytes()
+	if err != nil {
+		return err
+	}
+	fds, err := dupFiles(r.files)
+	defer closeFDs(fds)
+	if err != nil {
+		return err
+	}
+	var oob []byte
+	if len(fds) > 0 {
+		oob = unix.UnixRights(fds...)
+	}
+	select {
+	case c.writing <- struct{}{}:
+		defer func() { <-c.writing }()
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-c.done:
+		return c.err
+	}
+	return c.write(ctx, msg, oob)
+}
+
+// write sends one packet, which is never cut; the caller holds c.writing.
+func (c *Conn) write(ctx context.Context, msg, oob []byte) error {
+	if err := c.sock.SetWriteDeadline(time.Time{}); err != nil {
+		return fmt.Errorf("send: %w: %w", errdefs.ErrUnavailable, err)
+	}
+	stop := context.AfterFunc(ctx, func() {
+		// An error means that it is closed, which wakes the writer as well.
+		_ = c.sock.SetWriteDeadline(time.Unix(1, 0))
+	})
+	_, _, err := c.sock.WriteMsgUnix(msg, oob, nil)
+	stop()
+	switch {
+	case err == nil:
+		return nil
+	case ctx.Err() != nil:
+		return ctx.Err()
+	case errors.Is(err, unix.ETOOMANYREFS):
+		return fmt.Errorf("send: %w: %w", errdefs.ErrResourceExhausted, err)
+	default:
+		return fmt.Errorf("send: %w: %w", errdefs.ErrUnavailable, err)
+	}
+}
+
+// dupFiles takes descriptors that nobody can close meanwhile; nil is /dev/null.
+func dupFiles(files []*os.File) (fds []int, err error) {
+	for _, f := range files {
+		fd := -1
+		if f == nil {
+			fd, err = unix.Open(os.DevNull, unix.O_RDWR|unix.O_CLOEXEC, 0)
+		} else {
+			fd, err = dupFile(f)
+		}
+		if err != nil {
+			return fds, fmt.Errorf("duplicate file: %w", err)
+		}
+		fds = append(fds, fd)
+	}
+	return fds, nil
+}
+
+func dupFile(f *os.File) (int, error) {
+	raw, err := f.SyscallConn() // unlike Fd, leaves the mode of the file alone
+	if err != nil {
+		return -1, err
+	}
+	fd, dupErr := -1, error(nil)
+	if err := raw.Control(func(p uintptr) { fd, dupErr = unix.FcntlInt(p, unix.F_DUPFD_CLOEXEC, 0) }); err != nil {
+		return -1, err
+	}
+	return fd, dupErr
+}
+
+func closeFDs(fds []int) {
+	for _, fd := range fds {
+		_ = unix.Close(fd) // duplicates: nothing can be lost
+	}
+}
+
+func closeFiles(files []*os.File) {
+	for _, f := range files {
+		_ = f.Close() // nobody will use them
+	}
+}
+
+// parseFiles wraps received descriptors, which are close-on-exec.
+func parseFiles(oob []byte) (files []*os.File, err error) {
+	msgs, err := unix.ParseSocketControlMessage(oob)
+	if err != nil {
+		return nil, err
+	}
+	for _, m := range msgs {
+		fds, err := unix.ParseUnixRights(&m)
+		if err != nil {
+			closeFiles(files)
+			return nil, err
+		}
+		for _, fd := range fds {
+			files = append(files, os.NewFile(uintptr(fd), "monitor-kept"))
+		}
+	}
+	return files, nil
+}

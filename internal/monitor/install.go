@@ -1,0 +1,51 @@
+package monitor
+
+import (
+	"bytes"
+	"crypto/sha256"
+	_ "embed" // for the monitor's binary
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+)
+
+// If the next line does not compile, the monitor has not been built yet: run `make monitor`.
+//
+//go:embed caisson-monitor
+var program []byte
+
+// Install writes the embedded monitor into dir, under a name that holds its
+// hash, and returns its path. Running monitors keep their own version.
+func Install(dir string) (path string, err error) {
+	sum := sha256.Sum256(program)
+	path = filepath.Join(dir, "caisson-monitor-"+hex.EncodeToString(sum[:8]))
+	if old, err := os.ReadFile(path); err == nil && bytes.Equal(old, program) {
+		if err := os.Chmod(path, 0o755); err != nil {
+			return "", fmt.Errorf("monitor: install: %w", err)
+		}
+		return path, nil
+	}
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return "", fmt.Errorf("monitor: install: %w", err)
+	}
+	tmp, err := os.CreateTemp(dir, ".caisson-monitor-*")
+	if err != nil {
+		return "", fmt.Errorf("monitor: install: %w", err)
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, os.Remove(tmp.Name()))
+		}
+	}()
+	_, err = tmp.Write(program)
+	err = errors.Join(err, tmp.Chmod(0o755), tmp.Sync(), tmp.Close())
+	if err != nil {
+		return "", fmt.Errorf("monitor: install: %w", err)
+	}
+	if err = os.Rename(tmp.Name(), path); err != nil {
+		return "", fmt.Errorf("monitor: install: %w", err)
+	}
+	return path, nil
+}

@@ -1,0 +1,46 @@
+package monitor
+
+import (
+	"path/filepath"
+	"testing"
+	"time"
+
+	"net"
+)
+
+// rawConn speaks to a monitor without the client's manners.
+type rawConn struct{ *net.UnixConn }
+
+func dialRaw(t testing.TB, dir string) rawConn {
+	t.Helper()
+	sock, err := net.DialUnix("unixpacket", nil, &net.UnixAddr{Net: "unixpacket", Name: filepath.Join(dir, socketName)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { sock.Close() })
+	if err := sock.SetDeadline(time.Now().Add(60 * time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	if err := sock.SetWriteBuffer(1 << 20); err != nil {
+		t.Fatal(err)
+	}
+	return rawConn{sock}
+}
+
+func (c rawConn) send(t testing.TB, h header, body []byte) {
+	t.Helper()
+	if _, err := c.Write(append(newEncoder(h).buf, body...)); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func (c rawConn) receive(t testing.TB) (header, decoder) {
+	t.Helper()
+	buf := make([]byte, maxMessage)
+	n, err := c.Read(buf)
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := decoder{buf: buf[:n]}
+	return d.header(), d
+}

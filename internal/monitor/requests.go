@@ -1,0 +1,276 @@
+package monitor
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+)
+
+// malformed is the answer to a reply that makes no sense.
+func malformed(what string) error {
+	return fmt.Errorf("%s: malformed reply: %w", what, errdefs.ErrInternal)
+}
+
+// wrap names the monitor and what was asked of it.
+func (c *Conn) wrap(what string, err error) error {
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf("monitor %s: %s: %w", c.dir, what, err)
+}
+
+// do is a request whose reply says nothing but that it was done.
+func (c *Conn) do(ctx context.Context, what string, r request) error {
+	rep, err := c.call(ctx, r)
+	closeFiles(rep.files)
+	return c.wrap(what, err)
+}
+
+// start is a request answered with a process.
+func (c *Conn) start(ctx context.Context, what string, r request) (Process, error) {
+	rep, err := c.call(ctx, r)
+	closeFiles(rep.files)
+	if err != nil {
+		return Process{}, c.wrap(what, err)
+	}
+	p := rep.body.process()
+	if rep.body.bad {
+		return Process{}, c.wrap(what, malformed("process"))
+	}
+	return p, nil
+}
+
+func (c *Conn) hello(ctx context.Context) error {
+	rep, err := c.call(ctx, request{typ: msgHello})
+	closeFiles(rep.files)
+	if err != nil {
+		return c.wrap("hello", err)
+	}
+	version := rep.body.u32()
+	c.pid = int(rep.body.u32())
+	if rep.body.bad {
+		return c.wrap("hello", malformed("hello"))
+	}
+	if version != protocolVersion {
+		return c.wrap("hello", fmt.Errorf("it speaks version %d of the protocol, this daemon version %d: %w",
+			version, protocolVersion, errdefs.ErrNotImplemented))
+	}
+	return nil
+}
+
+// Hold starts the holder. There is at most one at a time.
+func (c *Conn) Hold(ctx context.Context, hr HoldRequest) (Process, error) {
+	r := request{typ: msgHold}
+	add := func(f *os.File, flag uint32) {
+		if f != nil {
+			r.files = append(r.files, f)
+			r.flags |= flag
+		}
+	}
+	add(hr.User, flagHoldUser)
+	add(hr.Net, flagHoldNet)
+	for flag, on := range map[uint32]bool{flagHoldNewIPC: hr.NewIPC, flagHoldNewUTS: hr.NewUTS, flagHoldNewPID: hr.NewPID} {
+		if on {
+			r.flags |= flag
+		}
+	}
+	r.fill = func(e *encoder) {
+		e.string("hostname", hr.Hostname, 64)
+		e.u16(uint16(min(len(hr.Sysctls), 1<<15)))
+		for _, s := range hr.Sysctls {
+			e.string("sysctl "+s.Key, s.Key, 200)
+			e.string("sysctl "+s.Key, s.Value, 4096)
+		}
+	}
+	return c.start(ctx, "hold", r)
+}
+
+// Spawn starts a process as a child of the monitor. It returns after a
+// successful execve. Its Exit may reach a subscriber before Spawn returns.
+func (c *Conn) Spawn(ctx context.Context, sr SpawnRequest) (Process, error) {
+	r := request{typ: msgSpawn, files: sr.Files}
+	if sr.PidFile != "" {
+		r.flags = flagSpawnAdopt
+	}
+	r.fill = func(e *encoder) {
+		e.string("tag", sr.Tag, maxTag)
+		e.string("directory", sr.Dir, unix.PathMax-1)
+		e.string("pid file", sr.PidFile, unix.PathMax-1)
+		e.strings("arguments", sr.Args)
+		e.strings("environment", sr.Env)
+	}
+	return c.start(ctx, fmt.Sprintf("spawn %q", sr.Tag), r)
+}
+
+// Signal sends a signal to a process that has not been reaped, else it fails
+// with errdefs.ErrNotFound. Signal 0 only asks.
+func (c *Conn) Signal(ctx context.Context, serial uint64, sig unix.Signal) error {
+	return c.do(ctx, fmt.Sprintf("signal process %d", serial), request{typ: msgSignal, fill: func(e *encoder) {
+		e.u64(serial)
+		e.u32(uint32(sig))
+	}})
+}
+
+// List returns all records in the order in which the processes started.
+func (c *Conn) List(ctx context.Context) ([]Record, error) {
+	var list []Record
+	for after, more := uint64(0), true; more; {
+		rep, err := c.call(ctx, request{typ: msgList, fill: func(e *encoder) { e.u64(after) }})
+		closeFiles(rep.files)
+		if err != nil {
+			return nil, c.wrap("list", err)
+		}
+		n := int(rep.body.u16())
+		for range n {
+			r := rep.body.record()
+			if rep.body.bad {
+				return nil, c.wrap("list", malformed("record"))
+			}
+			list = append(list, r)
+			after = r.Serial
+		}
+		more = rep.flags&flagMore != 0 && n > 0
+	}
+	return list, nil
+}
+
+// Ack makes the monitor forget an exited process.
+func (c *Conn) Ack(ctx context.Context, serial uint64) error {
+	return c.do(ctx, fmt.Sprintf("acknowledge process %d", serial), request{typ: msgAck, fill: func(e *encoder) { e.u64(serial) }})
+}
+
+// Subscribe returns the exits that nobody acknowledged, oldest first, and
+// from then on each new one. A Conn can be subscribed once. The consumer may
+// be slow, and may itself use the Conn. The channel is closed by Close, or
+// after the last exit received when the connection is lost.
+func (c *Conn) Subscribe(ctx context.Context) (<-chan Exit, error) {
+	q := newExitQueue()
+	if err := c.runQueue(q); err != nil {
+		return nil, c.wrap("subscribe", err)
+	}
+	if err := c.do(ctx, "subscribe", request{typ: msgSubscribe}); err != nil {
+		c.mu.Lock()
+		c.exits = nil
+		c.mu.Unlock()
+		q.end()
+		return nil, err
+	}
+	select {
+	case <-c.done: // the reader may have looked before the queue was there
+		q.end()
+	default:
+	}
+	return q.out, nil
+}
+
+// runQueue starts the goroutine that delivers exits, before any can come.
+func (c *Conn) runQueue(q *exitQueue) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closed {
+		return fmt.Errorf("connection closed: %w", errdefs.ErrUnavailable)
+	}
+	if c.exits != nil {
+		return errdefs.ErrAlreadyExists
+	}
+	c.exits = q
+	c.wg.Add(1)
+	go func() {
+		defer c.wg.Done()
+		q.run(c.closing)
+	}()
+	return nil
+}
+
+// Keep hands the monitor 1 to 8 files to hold open under a name, in place of
+// those it held under that name. The caller's stay open too.
+func (c *Conn) Keep(ctx context.Context, name string, files ...*os.File) error {
+	what := fmt.Sprintf("keep %q", name)
+	if len(files) < 1 || len(files) > maxKeepFDs {
+		return c.wrap(what, &Error{Step: "number of files", Errno: unix.EINVAL})
+	}
+	return c.do(ctx, what, request{typ: msgKeep, files: files, fill: func(e *encoder) { e.string("name", name, maxTag) }})
+}
+
+// Fetch returns duplicates of what is kept under a name; they are the caller's.
+func (c *Conn) Fetch(ctx context.Context, name string) ([]*os.File, error) {
+	rep, err := c.call(ctx, request{typ: msgFetch, fill: func(e *encoder) { e.string("name", name, maxTag) }})
+	return rep.files, c.wrap(fmt.Sprintf("fetch %q", name), err)
+}
+
+// Drop closes what is kept under a name, if anything is.
+func (c *Conn) Drop(ctx context.Context, name string) error {
+	return c.do(ctx, fmt.Sprintf("drop %q", name), request{typ: msgDrop, fill: func(e *encoder) { e.string("name", name, maxTag) }})
+}
+
+// DropPrefix closes all that is kept under names with the prefix.
+func (c *Conn) DropPrefix(ctx context.Context, prefix string) error {
+	return c.do(ctx, fmt.Sprintf("drop prefix %q", prefix),
+		request{typ: msgDrop, flags: flagDropPrefix, fill: func(e *encoder) { e.string("name", prefix, maxTag) }})
+}
+
+// Kept returns the names of what is kept, in the order of Keep.
+func (c *Conn) Kept(ctx context.Context) ([]string, error) {
+	var names []string
+	for after, more := uint64(0), true; more; {
+		rep, err := c.call(ctx, request{typ: msgKept, fill: func(e *encoder) { e.u64(after) }})
+		closeFiles(rep.files)
+		if err != nil {
+			return nil, c.wrap("list kept files", err)
+		}
+		after = rep.body.u64()
+		n := int(rep.body.u16())
+		for range n {
+			names = append(names, rep.body.string())
+		}
+		if rep.body.bad {
+			return nil, c.wrap("list kept files", malformed("names"))
+		}
+		more = rep.flags&flagMore != 0 && n > 0
+	}
+	return names, nil
+}
+
+// End ends the monitor: it kills the holder, then itself, and the socket is
+// removed. While other processes are left, in the sandbox or orphaned, it
+// fails with errdefs.ErrFailedPrecondition, unless force is set, which kills
+// them. It returns when the monitor is gone; the Conn still has to be closed.
+func (c *Conn) End(ctx context.Context, force bool) error {
+	r := request{typ: msgEnd}
+	if force {
+		r.flags = flagEndForce
+	}
+	pidfd, err := unix.PidfdOpen(c.pid, 0)
+	if err != nil && !errors.Is(err, unix.ESRCH) {
+		return c.wrap("end", err)
+	}
+	if err == nil {
+		defer closeFDs([]int{pidfd})
+	}
+	if err := c.do(ctx, "end", r); err != nil {
+		return err
+	}
+	select {
+	case <-c.done:
+	case <-ctx.Done():
+		return c.wrap("end", ctx.Err())
+	}
+	if pidfd >= 0 {
+		// It closed its socket in exiting, so this takes no time.
+		if _, err := unix.Poll([]unix.PollFd{{Fd: int32(pidfd), Events: unix.POLLIN}}, 5000); err != nil && !errors.Is(err, unix.EINTR) {
+			return c.wrap("end", err)
+		}
+	}
+	if c.finished != nil {
+		<-c.finished
+	}
+	if err := os.Remove(filepath.Join(c.dir, socketName)); err != nil && !os.IsNotExist(err) {
+		return c.wrap("end", err)
+	}
+	return nil
+}
