@@ -2,6 +2,7 @@ package integration
 
 import (
 	"encoding/json"
+	"net"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -106,4 +107,16 @@ func verbosePid(t *testing.T, info map[string]string) int {
 		t.Fatalf("no pid in %s: %v", info["info"], err)
 	}
 	return v.Pid
+}
+
+// freePort is a TCP port that nobody listens on: pods on the host's network
+// share it with everything else.
+func freePort(t *testing.T) int {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return l.Addr().(*net.TCPAddr).Port
 }
