@@ -259,12 +259,16 @@ func (c *Conn) write(ctx context.Context, msg, oob []byte) error {
 	if err := c.sock.SetWriteDeadline(time.Time{}); err != nil {
 		return fmt.Errorf("send: %w: %w", errdefs.ErrUnavailable, err)
 	}
+	interrupted := make(chan struct{})
 	stop := context.AfterFunc(ctx, func() {
+		defer close(interrupted)
 		// An error means that it is closed, which wakes the writer as well.
 		_ = c.sock.SetWriteDeadline(time.Unix(1, 0))
 	})
 	_, _, err := c.sock.WriteMsgUnix(msg, oob, nil)
-	stop()
+	if !stop() {
+		<-interrupted // or it would hit the next writer
+	}
 	switch {
 	case err == nil:
 		return nil

@@ -53,8 +53,7 @@ int fail(int err, const char *what, const char *detail)
 static void disconnect(struct conn *c)
 {
 	close(c->fd);
-	memset(c, 0, sizeof(*c));
-	c->fd = -1;
+	c->fd = -1; /* the rest is set when the slot is used again */
 	if (end.conn == c - conns)
 		end.conn = -1;
 }
@@ -287,7 +286,7 @@ static void accept_one(void)
 		setsockopt(fd, SOL_SOCKET, SO_SNDBUFFORCE, &size, sizeof(size));
 		for (struct conn *c = conns; c < conns + MAX_CONNS; c++)
 			if (c->fd < 0) {
-				c->fd = fd;
+				*c = (struct conn){.fd = fd};
 				return;
 			}
 	}
