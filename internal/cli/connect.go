@@ -1,0 +1,74 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"net"
+	"strings"
+	"syscall"
+	"time"
+
+	containerd "github.com/containerd/containerd/v2/client"
+	"github.com/containerd/containerd/v2/pkg/identifiers"
+	"github.com/containerd/containerd/v2/pkg/namespaces"
+	"github.com/containerd/errdefs"
+	"google.golang.org/grpc"
+)
+
+const (
+	sandboxer   = "caisson"
+	runtimeName = "io.containerd.caisson.v2"
+
+	dialTimeout = 5 * time.Second
+)
+
+// client is a connection to the daemon, for one namespace.
+type client struct {
+	*containerd.Client
+	app *app
+}
+
+// connect opens the daemon's socket. The returned context carries the namespace;
+// the caller closes the client.
+func (a *app) connect(ctx context.Context) (context.Context, *client, error) {
+	if err := identifiers.Validate(a.namespace); err != nil {
+		return nil, nil, advise(err, "namespace %q is not an identifier: use letters and digits, with . _ - between them", a.namespace)
+	}
+	if err := a.probe(ctx); err != nil {
+		return nil, nil, err
+	}
+	c, err := containerd.New(a.socketPath(), containerd.WithDefaultNamespace(a.namespace), containerd.WithTimeout(dialTimeout))
+	if err != nil {
+		return nil, nil, a.noDaemon(err)
+	}
+	return namespaces.WithNamespace(ctx, a.namespace), &client{Client: c, app: a}, nil
+}
+
+// probe connects once, so that a missing daemon is told at once and by its
+// cause: gRPC connects late, and reports every reason as Unavailable.
+func (a *app) probe(ctx context.Context) error {
+	dialer := net.Dialer{Timeout: dialTimeout}
+	conn, err := dialer.DialContext(ctx, "unix", a.socketPath())
+	if err != nil {
+		return a.noDaemon(err)
+	}
+	return conn.Close()
+}
+
+func (a *app) noDaemon(err error) error {
+	switch {
+	case errors.Is(err, context.Canceled):
+		return err
+	case errors.Is(err, fs.ErrPermission):
+		return advise(errdefs.ErrPermissionDenied, "no permission to use caissond's socket %s: run caisson as the user it belongs to, usually root", a.address)
+	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED):
+		return advise(errdefs.ErrUnavailable, "no caissond at %s: start it with `caissond`, or name its socket with --address or CAISSON_ADDRESS", a.address)
+	}
+	return advise(errdefs.ErrUnavailable, "no caissond at %s (%v): start it with `caissond`, or name its socket with --address or CAISSON_ADDRESS", a.address, err)
+}
+
+func (a *app) socketPath() string { return strings.TrimPrefix(a.address, "unix://") }
+
+// conn is the connection itself, for the calls that containerd's client gets wrong.
+func (c *client) conn() grpc.ClientConnInterface { return c.Conn().(grpc.ClientConnInterface) }

@@ -1,0 +1,132 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/containerd/errdefs"
+	"github.com/containerd/errdefs/pkg/errgrpc"
+	"github.com/spf13/cobra"
+	"google.golang.org/grpc/status"
+)
+
+// advice is an error whose sentence already says what to do next.
+type advice struct {
+	text string
+	err  error
+}
+
+func (e *advice) Error() string { return e.text }
+func (e *advice) Unwrap() error { return e.err }
+
+// advise makes an error for people; class is what programs and tests look at.
+func advise(class error, format string, args ...any) error {
+	return &advice{text: fmt.Sprintf(format, args...), err: class}
+}
+
+// explain turns an error into a sentence that says what to do next. What was
+// written as advice stays as it is.
+func (a *app) explain(err error) string {
+	var adv *advice
+	if errors.As(err, &adv) {
+		return err.Error()
+	}
+	native := err
+	if _, ok := status.FromError(err); ok {
+		native = errgrpc.ToNative(err)
+	}
+	text := clean(native.Error())
+	switch {
+	case errors.Is(err, context.Canceled):
+		return "interrupted"
+	case errdefs.IsUnavailable(native):
+		return fmt.Sprintf("caissond at %s does not answer: %s; see its log, or start it again with `caissond`", a.address, text)
+	case errdefs.IsPermissionDenied(native):
+		return text + "; caisson needs the rights of the socket's owner, usually root"
+	case errdefs.IsNotImplemented(native):
+		return text + "; this daemon cannot do it: compare `caisson version`"
+	case errors.Is(err, context.DeadlineExceeded), errdefs.IsDeadlineExceeded(native):
+		return text + "; the daemon took too long: see its log and try again"
+	}
+	return text
+}
+
+// clean takes the wire's prefixes and the repeated class names off a message.
+func clean(text string) string {
+	text = strings.TrimPrefix(text, "rpc error: ")
+	if rest, ok := strings.CutPrefix(text, "code = "); ok {
+		if _, desc, ok := strings.Cut(rest, " desc = "); ok {
+			text = desc
+		}
+	}
+	for strings.HasSuffix(text, ": unknown") {
+		text = strings.TrimSuffix(text, ": unknown")
+	}
+	return strings.TrimSpace(text)
+}
+
+// failures are the errors of a command that works on several things.
+type failures []error
+
+func (f failures) Error() string {
+	lines := make([]string, len(f))
+	for i, err := range f {
+		lines[i] = err.Error()
+	}
+	return strings.Join(lines, "\n")
+}
+
+func (f failures) Unwrap() []error { return f }
+
+// forEach does something to each argument, whatever becomes of the others, and
+// prints the names of those it worked for.
+func (a *app) forEach(args []string, do func(string) error) error {
+	var failed failures
+	for _, arg := range args {
+		if err := do(arg); err != nil {
+			failed = append(failed, err)
+			continue
+		}
+		if _, err := fmt.Fprintln(a.sys.Stdout, arg); err != nil {
+			return err
+		}
+	}
+	if len(failed) > 0 {
+		return failed
+	}
+	return nil
+}
+
+// unknownSubcommand refuses arguments of a command that only holds others.
+func unknownSubcommand(cmd *cobra.Command, args []string) error {
+	if len(args) == 0 {
+		return nil
+	}
+	return advise(errdefs.ErrInvalidArgument, "%s has no command %q; see `%s --help`", cmd.CommandPath(), args[0], cmd.CommandPath())
+}
+
+// exactly and atLeast check the number of arguments with a sentence that names
+// what is missing.
+func exactly(n int, what string) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error { return countArgs(cmd, len(args), n, n, what) }
+}
+
+func atLeast(n int, what string) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error { return countArgs(cmd, len(args), n, -1, what) }
+}
+
+func atMost(n int, what string) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error { return countArgs(cmd, len(args), 0, n, what) }
+}
+
+func countArgs(cmd *cobra.Command, have, least, most int, what string) error {
+	switch {
+	case have < least:
+		return advise(errdefs.ErrInvalidArgument, "%s needs %s; see `%s --help`", cmd.CommandPath(), what, cmd.CommandPath())
+	case most >= 0 && have > most:
+		return advise(errdefs.ErrInvalidArgument, "%s takes %s, not %d arguments; see `%s --help`", cmd.CommandPath(), what, have, cmd.CommandPath())
+	}
+	return nil
+}

@@ -1,0 +1,204 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/containerd/console"
+	containerd "github.com/containerd/containerd/v2/client"
+	"github.com/containerd/containerd/v2/pkg/cio"
+	"github.com/containerd/errdefs"
+	"github.com/containerd/errdefs/pkg/errgrpc"
+	"golang.org/x/sys/unix"
+)
+
+// signals catches what would end caisson. Until a process runs, a signal
+// cancels the command, so that it undoes what it made; then signals are passed
+// to the process.
+type signals struct {
+	ch     chan os.Signal
+	cancel context.CancelFunc
+	stop   chan struct{}
+	wg     sync.WaitGroup
+
+	mu     sync.Mutex // guards target
+	target func(syscall.Signal)
+}
+
+// impatience is how many interrupts a process may ignore before it is killed.
+const impatience = 3
+
+func catchSignals(ctx context.Context) (context.Context, *signals) {
+	ctx, cancel := context.WithCancel(ctx)
+	s := &signals{ch: make(chan os.Signal, 64), cancel: cancel, stop: make(chan struct{})}
+	signal.Notify(s.ch)
+	s.wg.Go(s.run)
+	return ctx, s
+}
+
+func (s *signals) run() {
+	interrupts := 0
+	for {
+		var sig syscall.Signal
+		select {
+		case <-s.stop:
+			return
+		case got := <-s.ch:
+			sig = got.(syscall.Signal)
+		}
+		switch sig {
+		case unix.SIGCHLD, unix.SIGURG, unix.SIGPIPE, unix.SIGWINCH, unix.SIGTTIN, unix.SIGTTOU, unix.SIGTSTP, unix.SIGCONT:
+			continue // caisson's own affair, or the Go runtime's
+		}
+		ends := sig == unix.SIGINT || sig == unix.SIGTERM || sig == unix.SIGHUP || sig == unix.SIGQUIT
+		s.mu.Lock()
+		target := s.target
+		s.mu.Unlock()
+		if target == nil {
+			if ends {
+				s.cancel()
+			}
+			continue
+		}
+		if sig == unix.SIGINT || sig == unix.SIGTERM {
+			if interrupts++; interrupts >= impatience {
+				sig = unix.SIGKILL
+			}
+		}
+		target(sig)
+	}
+}
+
+// forwardTo passes signals to a process from now on.
+func (s *signals) forwardTo(ctx context.Context, p containerd.Process) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.target = func(sig syscall.Signal) {
+		// NotFound: it has just ended, which the waiter learns.
+		_ = p.Kill(ctx, sig)
+	}
+}
+
+func (s *signals) close() {
+	signal.Stop(s.ch)
+	close(s.stop)
+	s.wg.Wait()
+	s.cancel()
+}
+
+// runProcess starts a process in the foreground and waits for its end and its
+// output. The error is an exitStatus if the process ran.
+func (a *app) runProcess(ctx context.Context, sig *signals, p containerd.Process, io *stdio, f processFlags) error {
+	// From here on the process decides when this ends, not the command's context.
+	ctx = context.WithoutCancel(ctx)
+	watchCtx, stop := context.WithCancel(ctx)
+	defer stop()
+	exited, err := p.Wait(watchCtx) // before Start, so that no exit is missed
+	if err != nil {
+		return fmt.Errorf("wait: %w", err)
+	}
+	restore, err := a.rawTerminal(f)
+	if err != nil {
+		return err
+	}
+	defer restore()
+	if err := p.Start(ctx); err != nil {
+		return newStartError(err)
+	}
+	sig.forwardTo(ctx, p)
+
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer stop()
+	wg.Go(func() { io.closeStdinAtEOF(watchCtx, p) })
+	wg.Go(func() { io.killWhenUnread(watchCtx, p) })
+	if f.tty {
+		wg.Go(func() { a.followSize(watchCtx, p) })
+	}
+	status, err := awaitExit(ctx, p, exited)
+	io.drain(p.IO())
+	if err != nil {
+		return fmt.Errorf("wait: %w", err)
+	}
+	closeStreams(p.IO())
+	if status != 0 {
+		return exitStatus(status)
+	}
+	return nil
+}
+
+// closeStreams removes the FIFOs of a process that has ended.
+func closeStreams(streams cio.IO) {
+	if streams != nil {
+		streams.Cancel()
+		_ = streams.Close() // the FIFOs are in a directory that is ours alone
+	}
+}
+
+// rawTerminal hands the terminal to the process; the answer gives it back.
+func (a *app) rawTerminal(f processFlags) (func(), error) {
+	if !f.tty || !f.interactive || !isTerminal(a.sys.Stdin) {
+		return func() {}, nil
+	}
+	con, err := console.ConsoleFromFile(a.sys.Stdin)
+	if err != nil {
+		return nil, fmt.Errorf("terminal: %w", err)
+	}
+	if err := con.SetRaw(); err != nil {
+		return nil, fmt.Errorf("terminal: %w", err)
+	}
+	return func() { _ = con.Reset() }, nil // a terminal that is gone needs no reset
+}
+
+// followSize keeps the process's terminal as large as ours.
+func (a *app) followSize(ctx context.Context, p containerd.Process) {
+	out, ok := a.sys.Stdout.(*os.File)
+	if !ok || !isTerminal(out) {
+		return
+	}
+	changed := make(chan os.Signal, 1)
+	signal.Notify(changed, unix.SIGWINCH)
+	defer signal.Stop(changed)
+	for {
+		if size, err := unix.IoctlGetWinsize(int(out.Fd()), unix.TIOCGWINSZ); err == nil {
+			_ = p.Resize(ctx, uint32(size.Col), uint32(size.Row)) // the next change tries again
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// awaitExit waits for the exit of a process, beyond a restart of the daemon:
+// containers outlive it.
+func awaitExit(ctx context.Context, p containerd.Process, exited <-chan containerd.ExitStatus) (uint32, error) {
+	const longest = 2 * time.Second
+	pause := 50 * time.Millisecond
+	for {
+		status := <-exited
+		code, _, err := status.Result()
+		if err == nil {
+			return code, nil
+		}
+		if err = errgrpc.ToNative(err); !errdefs.IsUnavailable(err) {
+			return 0, err
+		}
+		select {
+		case <-time.After(pause): // back-off between tries, not a wait for an event
+		case <-ctx.Done():
+			return 0, errors.Join(err, ctx.Err())
+		}
+		pause = min(2*pause, longest)
+		if exited, err = p.Wait(ctx); err != nil {
+			return 0, err
+		}
+	}
+}

@@ -1,0 +1,112 @@
+package cli
+
+import (
+	"context"
+	"io"
+	"os"
+	"path/filepath"
+
+	"github.com/containerd/errdefs"
+	"github.com/containerd/log"
+	"github.com/spf13/cobra"
+
+	"caisson/internal/version"
+)
+
+// System is what a command line takes from the process it runs in.
+type System struct {
+	Args []string
+	// Env answers environment variables, "" for those not set.
+	Env     func(string) string
+	Getwd   func() (string, error)
+	TempDir string
+	Stdin   *os.File
+	Stdout  io.Writer
+	Stderr  io.Writer
+}
+
+// app is what all commands share: the system and the global flags.
+type app struct {
+	sys       System
+	address   string
+	namespace string
+	root      string
+}
+
+const (
+	defaultAddress   = "/run/caisson/caissond.sock"
+	defaultNamespace = "default"
+	defaultRoot      = "/var/lib/caisson"
+)
+
+// Main runs one command line and returns the exit code of the process.
+func Main(ctx context.Context, sys System) int {
+	// containerd's client logs what it also returns as an error.
+	_ = log.SetLevel("fatal") // cannot fail: the level exists
+	a := &app{sys: sys}
+	root := a.command()
+	root.SetArgs(sys.Args)
+	cmd, err := root.ExecuteContextC(ctx)
+	return a.finish(cmd, err)
+}
+
+func (a *app) command() *cobra.Command {
+	root := &cobra.Command{
+		Use:           "caisson",
+		Short:         "Run containers in sandboxes",
+		Long:          "caisson runs containers in sandboxes: groups that share a network, IPC and host name.\nIt is a client of the daemon caissond.",
+		Example:       "  caisson image import rootfs.tar demo:latest\n  caisson run --rm -it demo sh\n\n  caisson sandbox create pod1 && caisson sandbox start pod1\n  caisson run -d --name web --sandbox pod1 demo httpd -f -p 8080",
+		Version:       version.String(),
+		SilenceErrors: true,
+		SilenceUsage:  true,
+		Args:          unknownSubcommand,
+		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	}
+	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
+		return advise(errdefs.ErrInvalidArgument, "%v; see `%s --help`", err, cmd.CommandPath())
+	})
+	root.CompletionOptions.DisableDefaultCmd = true
+	root.SetIn(a.sys.Stdin)
+	root.SetOut(a.sys.Stdout)
+	root.SetErr(a.sys.Stderr)
+
+	flags := root.PersistentFlags()
+	flags.StringVar(&a.address, "address", a.envOr("CAISSON_ADDRESS", defaultAddress), "socket of caissond ($CAISSON_ADDRESS)")
+	flags.StringVar(&a.namespace, "namespace", a.envOr("CAISSON_NAMESPACE", defaultNamespace), "containerd namespace ($CAISSON_NAMESPACE)")
+	flags.StringVar(&a.root, "root", a.envOr("CAISSON_ROOT", defaultRoot), "directory that holds the logs of detached containers ($CAISSON_ROOT)")
+
+	root.AddCommand(
+		a.runCommand(), a.execCommand(), a.psCommand(), a.logsCommand(),
+		a.stopCommand(), a.killCommand(), a.removeCommand(),
+		a.sandboxCommand(), a.imageCommand(),
+		a.versionCommand(), a.infoCommand(),
+	)
+	return root
+}
+
+func (a *app) envOr(name, otherwise string) string {
+	if value := a.sys.Env(name); value != "" {
+		return value
+	}
+	return otherwise
+}
+
+// logPath is where a detached container's output goes.
+func (a *app) logPath(containerID string) (string, error) {
+	root, err := filepath.Abs(a.root)
+	if err != nil {
+		return "", err
+	}
+	return filepath.Join(root, "logs", a.namespace, containerID+".log"), nil
+}
+
+// fifoDir holds the FIFOs of foreground processes: beside the socket, so that
+// the daemon sees them wherever it runs.
+func (a *app) fifoDir() string { return filepath.Join(filepath.Dir(a.socketPath()), "fifo") }
+
+// group is a command that only holds others.
+func group(use, short, example string, subs ...*cobra.Command) *cobra.Command {
+	cmd := &cobra.Command{Use: use, Short: short, Example: example, Args: unknownSubcommand, RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() }}
+	cmd.AddCommand(subs...)
+	return cmd
+}

@@ -1,0 +1,227 @@
+package cli
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/containerd/containerd/v2/core/sandbox"
+	"github.com/containerd/errdefs"
+	"github.com/spf13/cobra"
+	"golang.org/x/sync/errgroup"
+)
+
+// parallelCalls bounds how many calls a listing has under way.
+const parallelCalls = 8
+
+// sandboxRow is a sandbox as `sandbox ls` shows it.
+type sandboxRow struct {
+	ID         string            `json:"id"`
+	State      string            `json:"state"`
+	PID        uint32            `json:"pid"`
+	Containers []string          `json:"containers"`
+	Labels     map[string]string `json:"labels"`
+	CreatedAt  *time.Time        `json:"createdAt"`
+
+	created string
+}
+
+func (r sandboxRow) key() string { return r.ID }
+func (r sandboxRow) columns() []string {
+	pid := ""
+	if r.PID != 0 {
+		pid = strconv.FormatUint(uint64(r.PID), 10)
+	}
+	return []string{r.ID, r.State, pid, strings.Join(r.Containers, ","), r.created}
+}
+
+func (a *app) sandboxListCommand() *cobra.Command {
+	var o output
+	cmd := &cobra.Command{
+		Use:     "ls",
+		Aliases: []string{"list"},
+		Short:   "List sandboxes",
+		Example: "  caisson sandbox ls\n  caisson sandbox ls --format json",
+		Args:    atMost(0, "no arguments"),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := o.check(); err != nil {
+				return err
+			}
+			ctx, c, err := a.connect(cmd.Context())
+			if err != nil {
+				return err
+			}
+			defer c.Close()
+			rows, err := c.sandboxRows(ctx)
+			if err != nil {
+				return err
+			}
+			return list(a.sys.Stdout, o, []string{"SANDBOX", "STATE", "PID", "CONTAINERS", "CREATED"}, rows)
+		},
+	}
+	o.addFormat(cmd, "table")
+	o.addQuiet(cmd, "the IDs")
+	return cmd
+}
+
+func (c *client) sandboxRows(ctx context.Context) ([]sandboxRow, error) {
+	records, err := c.SandboxStore().List(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("list sandboxes: %w", err)
+	}
+	records = slices.DeleteFunc(records, func(r sandbox.Sandbox) bool { return r.Sandboxer != sandboxer })
+	slices.SortFunc(records, func(a, b sandbox.Sandbox) int {
+		return cmp.Or(a.CreatedAt.Compare(b.CreatedAt), cmp.Compare(a.ID, b.ID))
+	})
+	containers, err := c.ContainerService().List(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("list containers: %w", err)
+	}
+	members := map[string][]string{}
+	for _, r := range containers {
+		if id := cmp.Or(r.SandboxID, r.Labels[labelSandbox]); id != "" {
+			members[id] = append(members[id], r.ID)
+		}
+	}
+	rows := make([]sandboxRow, len(records))
+	calls, callCtx := errgroup.WithContext(ctx)
+	calls.SetLimit(parallelCalls)
+	for i, r := range records {
+		calls.Go(func() error {
+			st, err := c.controller().Status(callCtx, r.ID, false)
+			if ignoreNotFound(err) != nil {
+				return fmt.Errorf("sandbox %q: status: %w", r.ID, err)
+			}
+			rows[i] = newSandboxRow(time.Now(), r, st, members[r.ID])
+			return nil
+		})
+	}
+	return rows, calls.Wait()
+}
+
+func newSandboxRow(now time.Time, r sandbox.Sandbox, st sandbox.ControllerStatus, members []string) sandboxRow {
+	row := sandboxRow{
+		ID:         r.ID,
+		State:      sandboxState(st.State),
+		PID:        st.Pid,
+		Containers: slices.Sorted(slices.Values(members)),
+		Labels:     r.Labels,
+		CreatedAt:  stamp(r.CreatedAt),
+		created:    ago(now, r.CreatedAt),
+	}
+	if row.Containers == nil {
+		row.Containers = []string{}
+	}
+	if row.Labels == nil {
+		row.Labels = map[string]string{}
+	}
+	return row
+}
+
+// sandboxDetails is a sandbox as `sandbox inspect` shows it.
+type sandboxDetails struct {
+	sandboxRow
+	Runtime   string         `json:"runtime"`
+	Sandboxer string         `json:"sandboxer"`
+	UpdatedAt *time.Time     `json:"updatedAt"`
+	ExitedAt  *time.Time     `json:"exitedAt"`
+	Address   string         `json:"address"`
+	Info      map[string]any `json:"info"`
+}
+
+func (a *app) sandboxInspectCommand() *cobra.Command {
+	var o output
+	cmd := &cobra.Command{
+		Use:     "inspect ID...",
+		Short:   "Show all that is known of sandboxes",
+		Example: "  caisson sandbox inspect pod1\n  caisson sandbox inspect pod1 | jq '.[0].info'",
+		Args:    atLeast(1, "the ID of a sandbox"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := o.check(); err != nil {
+				return err
+			}
+			ctx, c, err := a.connect(cmd.Context())
+			if err != nil {
+				return err
+			}
+			defer c.Close()
+			all := make([]sandboxDetails, 0, len(args))
+			for _, id := range args {
+				d, err := c.sandboxDetails(ctx, id)
+				if err != nil {
+					return err
+				}
+				all = append(all, d)
+			}
+			if o.format == "json" {
+				return writeJSON(a.sys.Stdout, all)
+			}
+			var table [][]string
+			for _, d := range all {
+				table = append(table, d.lines()...)
+			}
+			return writeTable(a.sys.Stdout, table)
+		},
+	}
+	o.addFormat(cmd, "json")
+	return cmd
+}
+
+func (c *client) sandboxDetails(ctx context.Context, id string) (sandboxDetails, error) {
+	record, err := c.sandboxRecord(ctx, id)
+	if err != nil {
+		return sandboxDetails{}, err
+	}
+	members, err := c.containersIn(ctx, id)
+	if err != nil {
+		return sandboxDetails{}, err
+	}
+	st, err := c.controller().Status(ctx, id, true)
+	if err != nil && !errdefs.IsNotFound(err) {
+		return sandboxDetails{}, fmt.Errorf("sandbox %q: status: %w", id, err)
+	}
+	return sandboxDetails{
+		sandboxRow: newSandboxRow(time.Now(), record, st, members),
+		Runtime:    record.Runtime.Name,
+		Sandboxer:  record.Sandboxer,
+		UpdatedAt:  stamp(record.UpdatedAt),
+		ExitedAt:   stamp(st.ExitedAt),
+		Address:    endpointOf(st).address,
+		Info:       decodeInfo(st.Info),
+	}, nil
+}
+
+// decodeInfo shows the values that are JSON as what they are.
+func decodeInfo(info map[string]string) map[string]any {
+	out := make(map[string]any, len(info))
+	for key, value := range info {
+		var v any
+		if json.Unmarshal([]byte(value), &v) != nil {
+			v = value
+		}
+		out[key] = v
+	}
+	return out
+}
+
+func (d sandboxDetails) lines() [][]string {
+	lines := [][]string{
+		{"sandbox", d.ID},
+		{"state", d.State},
+		{"pid", strconv.FormatUint(uint64(d.PID), 10)},
+		{"containers", strings.Join(d.Containers, ",")},
+		{"runtime", d.Runtime},
+		{"address", d.Address},
+		{"created", d.created},
+	}
+	for _, key := range slices.Sorted(maps.Keys(d.Labels)) {
+		lines = append(lines, []string{"label " + key, d.Labels[key]})
+	}
+	return lines
+}
