@@ -379,13 +379,11 @@ func TestWatchOOM(t *testing.T) {
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
-	killed := make(chan struct{}, 16)
-	done, err := hungry.WatchOOM(ctx, func() { killed <- struct{}{} })
+	killed, err := hungry.WatchOOM(ctx)
 	if err != nil {
 		t.Fatal(err)
 	}
-	wrong := make(chan struct{}, 16)
-	siblingDone, err := sibling.WatchOOM(ctx, func() { wrong <- struct{}{} })
+	notMine, err := sibling.WatchOOM(ctx)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -402,19 +400,22 @@ func TestWatchOOM(t *testing.T) {
 		if after, err := hungry.OOMKills(); err != nil || after != before+1 {
 			t.Errorf("%d OOM kills after %d, %v", after, before, err)
 		}
-		within(t, killed, "OOM event")
+		if !within(t, killed, "OOM event") {
+			t.Fatal("the watch ended early")
+		}
 	}
 	// The end of the group ends its watch; the other one ends with its ctx.
 	if err := hungry.Delete(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	within(t, done, "end of the watch after delete")
+	if within(t, killed, "end of the watch after delete") {
+		t.Error("an OOM event without a kill")
+	}
 	cancel()
-	within(t, siblingDone, "end of the watch after cancel")
-	if len(wrong) > 0 {
+	if within(t, notMine, "end of the watch after cancel") {
 		t.Error("the sibling was told of an OOM kill that was not its own")
 	}
-	if _, err := hungry.WatchOOM(t.Context(), func() {}); !errdefs.IsNotFound(err) {
+	if _, err := hungry.WatchOOM(t.Context()); !errdefs.IsNotFound(err) {
 		t.Errorf("watch a group that is gone: %v", err)
 	}
 }
@@ -424,21 +425,23 @@ func TestWatchOOMOfParent(t *testing.T) {
 	needs(t, "memory")
 	g := newGroup(t, &specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: ptr(int64(32 << 20)), Swap: ptr(int64(32 << 20))}})
 	hungry, sibling := leaf(t, g, "a"), leaf(t, g, "b")
-	var told [3]chan struct{}
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	var told [3]<-chan struct{}
 	for i, w := range []*Group{g, hungry, sibling} {
-		told[i] = make(chan struct{}, 16)
-		done, err := w.WatchOOM(t.Context(), func() { told[i] <- struct{}{} })
-		if err != nil {
+		var err error
+		if told[i], err = w.WatchOOM(ctx); err != nil {
 			t.Fatal(err)
 		}
-		t.Cleanup(func() { within(t, done, "end of the watch") })
 	}
 	cmd, in := started(t, hungry, "hog")
 	in.Close()
 	_ = cmd.Wait() // killed; that it was is what the watch tells
-	within(t, told[0], "OOM event of the parent")
-	within(t, told[1], "OOM event of the child")
-	if len(told[2]) > 0 {
+	if !within(t, told[0], "OOM event of the parent") || !within(t, told[1], "OOM event of the child") {
+		t.Fatal("a watch ended early")
+	}
+	cancel()
+	if within(t, told[2], "end of the watch") {
 		t.Error("the sibling was told of an OOM kill that was not its own")
 	}
 }

@@ -198,11 +198,14 @@ func remove(t *testing.T, g *Group) {
 	}
 }
 
-func within(t *testing.T, ch <-chan struct{}, what string) {
+// within receives; false means that the channel was closed.
+func within(t *testing.T, ch <-chan struct{}, what string) bool {
 	t.Helper()
 	select {
-	case <-ch:
+	case _, ok := <-ch:
+		return ok
 	case <-time.After(20 * time.Second):
 		t.Fatalf("%s: not within 20 s", what)
+		return false
 	}
 }

@@ -66,12 +66,13 @@ func (g *Group) oomCounts() (counts map[string]uint64, stalled bool, err error) 
 	return counts, stalled, err
 }
 
-// WatchOOM calls fn each time the kernel has killed processes of the group
-// for want of memory (once for kills that come together), beginning with
-// those after the call. One goroutine runs until ctx or the group ends; done
-// is closed when it has returned.
-func (g *Group) WatchOOM(ctx context.Context, fn func()) (done <-chan struct{}, err error) {
-	w := &oomWatch{group: g, fn: fn}
+// WatchOOM announces on the channel that the kernel has killed processes of
+// the group for want of memory, beginning with those after the call; kills
+// that come faster than they are received are announced once. One goroutine
+// runs until ctx or the group ends, and closes the channel.
+func (g *Group) WatchOOM(ctx context.Context) (<-chan struct{}, error) {
+	w := &oomWatch{group: g, kills: make(chan struct{}, 1)}
+	var err error
 	if g.host.mode == Unified {
 		err = w.openV2()
 	} else {
@@ -87,22 +88,21 @@ func (g *Group) WatchOOM(ctx context.Context, fn func()) (done <-chan struct{}, 
 		}
 		return nil, fmt.Errorf("cgroup %q: watch for OOM: %w", g.path, classify(err))
 	}
-	ended := make(chan struct{})
 	// Closing the file ends a read that is under way.
 	stop := context.AfterFunc(ctx, func() { w.file.Close() })
 	go func() {
-		defer close(ended)
+		defer close(w.kills)
 		defer w.file.Close() // again after a cancelled ctx, which does no harm
 		defer stop()
 		w.run(ctx)
 	}()
-	return ended, nil
+	return w.kills, nil
 }
 
 // oomWatch is owned by its goroutine.
 type oomWatch struct {
 	group  *Group
-	fn     func()
+	kills  chan struct{}
 	file   *os.File // eventfd on v1, inotify on v2
 	counts map[string]uint64
 }
@@ -192,7 +192,10 @@ func (w *oomWatch) look(ctx context.Context, announced bool) bool {
 		}
 		w.counts = counts
 		if grown {
-			w.fn()
+			select {
+			case w.kills <- struct{}{}:
+			default: // the last one was not received yet
+			}
 			return true
 		}
 		if w.group.host.mode == Unified || !announced || time.Now().After(until) {
