@@ -1,0 +1,74 @@
+package service
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"os"
+
+	"github.com/containerd/log"
+	"golang.org/x/sys/unix"
+)
+
+// Listen makes the unix socket at path, mode 0600, in place of one that an
+// earlier daemon left behind. The caller holds the lock of the directory, so
+// that no other daemon listens there. Connections of anyone but root are closed
+// before a byte of theirs is read.
+func Listen(path string) (net.Listener, error) {
+	if st, err := os.Lstat(path); err == nil && st.Mode().Type() != os.ModeSocket {
+		return nil, fmt.Errorf("listen on %s: there is something that is not a socket", path)
+	}
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, fmt.Errorf("listen on %s: remove the old socket: %w", path, err)
+	}
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		return nil, fmt.Errorf("listen on %s: %w", path, err)
+	}
+	if err := os.Chmod(path, 0o600); err != nil {
+		return nil, errors.Join(fmt.Errorf("listen on %s: %w", path, err), l.Close())
+	}
+	return rootOnly{l}, nil
+}
+
+// rootOnly is a listener of unix sockets that lets only root in.
+type rootOnly struct{ net.Listener }
+
+// Accept asks the kernel who connected, which needs no cooperation of the peer
+// and so cannot hang.
+func (l rootOnly) Accept() (net.Conn, error) {
+	for {
+		conn, err := l.Listener.Accept()
+		if err != nil {
+			return nil, err
+		}
+		uid, err := peerUID(conn)
+		if err == nil && uid == 0 {
+			return conn, nil
+		}
+		log.L.WithError(err).WithField("uid", uid).WithField("socket", l.Addr().String()).Warn("connection refused: only root may use this socket")
+		_ = conn.Close() // nothing was exchanged
+	}
+}
+
+func peerUID(conn net.Conn) (uint32, error) {
+	uc, ok := conn.(*net.UnixConn)
+	if !ok {
+		return 0, fmt.Errorf("peer of a %T", conn)
+	}
+	raw, err := uc.SyscallConn()
+	if err != nil {
+		return 0, err
+	}
+	var (
+		cred  *unix.Ucred
+		inner error
+	)
+	err = raw.Control(func(fd uintptr) {
+		cred, inner = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
+	})
+	if err := errors.Join(err, inner); err != nil {
+		return 0, err
+	}
+	return cred.Uid, nil
+}

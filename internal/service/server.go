@@ -1,0 +1,136 @@
+package service
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"time"
+
+	runtimeapi "github.com/containerd/containerd/api/runtime/sandbox/v1"
+	api "github.com/containerd/containerd/api/services/sandbox/v1"
+	"github.com/containerd/containerd/v2/core/sandbox"
+	"github.com/containerd/containerd/v2/pkg/namespaces"
+	"github.com/containerd/errdefs/pkg/errgrpc"
+	"github.com/containerd/ttrpc"
+	"google.golang.org/grpc"
+)
+
+const (
+	// maxMessage bounds a gRPC message; it is what containerd's client sends at
+	// most. ttrpc has a bound of its own, 4 MiB.
+	maxMessage = 16 << 20
+	// stopGrace is how long calls in flight may take when a server stops. Waits
+	// are always in flight, and their clients call again.
+	stopGrace = 500 * time.Millisecond
+)
+
+// ServeGRPC serves Controller, Store and Sandbox on l until ctx ends, and then
+// returns nil; it closes l. Calls that are cut off see a broken connection,
+// never an answer, because containerd takes any answered error of Wait for the
+// sandbox's end.
+func ServeGRPC(ctx context.Context, l net.Listener, ctl sandbox.Controller, store sandbox.Store) error {
+	srv := grpc.NewServer(
+		grpc.MaxRecvMsgSize(maxMessage),
+		grpc.MaxSendMsgSize(maxMessage),
+		grpc.UnaryInterceptor(grpcCall),
+	)
+	api.RegisterControllerServer(srv, &controllerService{ctl: ctl})
+	api.RegisterStoreServer(srv, &storeService{store: store})
+	runtimeapi.RegisterSandboxServer(srv, &runtimeService{ctl: ctl})
+
+	served := make(chan error, 1)
+	go func() { served <- srv.Serve(l) }()
+	select {
+	case err := <-served:
+		return fmt.Errorf("serve %s: %w", l.Addr(), err)
+	case <-ctx.Done():
+	}
+	force := time.AfterFunc(stopGrace, srv.Stop)
+	srv.GracefulStop()
+	force.Stop()
+	if err := <-served; err != nil && !errors.Is(err, grpc.ErrServerStopped) {
+		return fmt.Errorf("serve %s: %w", l.Addr(), err)
+	}
+	return nil
+}
+
+// ServeTTRPC serves Sandbox on l until ctx ends, as ServeGRPC does.
+func ServeTTRPC(ctx context.Context, l net.Listener, ctl sandbox.Controller) error {
+	srv, err := NewTTRPCServer()
+	if err != nil {
+		return errors.Join(err, l.Close())
+	}
+	runtimeapi.RegisterTTRPCSandboxService(srv, &runtimeService{ctl: ctl})
+	return RunTTRPC(ctx, srv, l)
+}
+
+// NewTTRPCServer is a ttrpc server that requires a namespace with each call and
+// translates errors; services are registered by the caller.
+func NewTTRPCServer() (*ttrpc.Server, error) {
+	srv, err := ttrpc.NewServer(ttrpc.WithUnaryServerInterceptor(ttrpcCall))
+	if err != nil {
+		return nil, fmt.Errorf("ttrpc server: %w", err)
+	}
+	return srv, nil
+}
+
+// RunTTRPC serves srv on l until ctx ends, and then returns nil; it closes both.
+func RunTTRPC(ctx context.Context, srv *ttrpc.Server, l net.Listener) error {
+	conns := track(l)
+	served := make(chan error, 1)
+	// The server cancels its calls with its context before it closes their
+	// connections; it must close them first, see ServeGRPC.
+	go func() { served <- srv.Serve(context.WithoutCancel(ctx), conns) }()
+	select {
+	case err := <-served:
+		return errors.Join(fmt.Errorf("serve %s: %w", l.Addr(), err), srv.Close())
+	case <-ctx.Done():
+	}
+	grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopGrace)
+	defer cancel()
+	if err := srv.Shutdown(grace); err != nil {
+		conns.closeConns() // cuts off what did not end
+	}
+	if err := <-served; err != nil && !errors.Is(err, ttrpc.ErrServerClosed) && !errors.Is(err, net.ErrClosed) {
+		return fmt.Errorf("serve %s: %w", l.Addr(), err)
+	}
+	return nil
+}
+
+// grpcCall is the one place where gRPC's errors are made, and where a call gets
+// its namespace.
+func grpcCall(ctx context.Context, req any, _ *grpc.UnaryServerInfo, next grpc.UnaryHandler) (any, error) {
+	ctx, err := withNamespace(ctx)
+	if err != nil {
+		return nil, errgrpc.ToGRPC(err)
+	}
+	resp, err := next(ctx, req)
+	if err != nil {
+		return nil, errgrpc.ToGRPC(err)
+	}
+	return resp, nil
+}
+
+// ttrpcCall is the same for ttrpc.
+func ttrpcCall(ctx context.Context, decode ttrpc.Unmarshaler, _ *ttrpc.UnaryServerInfo, next ttrpc.Method) (any, error) {
+	ctx, err := withNamespace(ctx)
+	if err != nil {
+		return nil, errgrpc.ToGRPC(err)
+	}
+	resp, err := next(ctx, decode)
+	if err != nil {
+		return nil, errgrpc.ToGRPC(err)
+	}
+	return resp, nil
+}
+
+// withNamespace turns the namespace of the call's metadata into the context's,
+// where it holds for the calls that follow from this one.
+func withNamespace(ctx context.Context) (context.Context, error) {
+	ns, err := namespaces.NamespaceRequired(ctx)
+	if err != nil {
+		return ctx, err
+	}
+	return namespaces.WithNamespace(ctx, ns), nil
+}
