@@ -41,7 +41,7 @@ cli:
 # The stock client that the integration tests run, of the containerd version in go.mod.
 ctr:
 	@mkdir -p build
-	$(GOBUILD) -o build/ctr github.com/containerd/containerd/v2/cmd/ctr
+	CGO_ENABLED=0 $(GO) build -trimpath -o build/ctr github.com/containerd/containerd/v2/cmd/ctr
 
 test: deps
 	@script/test

@@ -48,6 +48,9 @@ func (d *Daemon) writeConfig() error {
 		return err
 	}
 	text := fmt.Sprintf(config, d.CNIDir(), CNIBinDir, filepath.Join(d.Dir, "opt"))
+	if runtime := os.Getenv("CAISSON_TEST_RUNTIME"); runtime != "" { // runc if empty
+		text += fmt.Sprintf("[runtime]\ndefault = %q\n", runtime)
+	}
 	if err := os.WriteFile(d.ConfigFile, []byte(text+d.opts.Config), 0o600); err != nil {
 		return err
 	}
