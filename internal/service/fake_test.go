@@ -12,6 +12,8 @@ import (
 	"github.com/containerd/errdefs"
 	imagespec "github.com/opencontainers/image-spec/specs-go/v1"
 	"google.golang.org/protobuf/types/known/anypb"
+
+	"caisson/internal/task"
 )
 
 // call is what a fake was asked.
@@ -192,7 +194,7 @@ type fakeShim struct {
 	fakeController // for note and last
 
 	address string
-	exit    Exit
+	exit    task.Exit
 	info    *types.RuntimeInfo
 	options *anypb.Any
 	bundle  string
@@ -207,7 +209,7 @@ func (f *fakeShim) Endpoint(ctx context.Context, id string) (string, error) {
 	return f.address, err
 }
 
-func (f *fakeShim) Cleanup(ctx context.Context, id, bundle string) (Exit, error) {
+func (f *fakeShim) Cleanup(ctx context.Context, id, bundle string) (task.Exit, error) {
 	err := f.note(ctx, call{Verb: "Cleanup", ID: id})
 	f.mu.Lock()
 	defer f.mu.Unlock()

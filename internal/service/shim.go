@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"strings"
 	"sync"
 	"time"
 
@@ -22,27 +21,21 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/timestamppb"
-)
 
-// Exit is how a task ended.
-type Exit struct {
-	Pid      uint32
-	Status   uint32
-	ExitedAt time.Time
-}
+	"caisson/internal/task"
+)
 
 // Shim answers for the binary containerd-shim-caisson-v2, which containerd
 // starts where it would start a shim. The namespace is in the context.
 type Shim interface {
 	// Endpoint makes sure that a task with this id, which has no sandbox, can
-	// be created, and returns where its Task service is served, in the form of
-	// sandbox.ControllerInstance.Address: ttrpc+unix:///path.
+	// be created, and returns where its Task service is served over ttrpc:
+	// unix:///path.
 	Endpoint(ctx context.Context, id string) (address string, err error)
 	// Cleanup ends the task with this id, if it still runs, and frees what it
 	// holds; containerd calls it whenever it lost the connection of a task,
-	// after each orderly deletion too. NotFound: there is no such task any
-	// more, and nothing to report about it.
-	Cleanup(ctx context.Context, id, bundle string) (Exit, error)
+	// after each orderly deletion too, so a task that is not there is no error.
+	Cleanup(ctx context.Context, id, bundle string) (task.Exit, error)
 	// RuntimeInfo describes the OCI runtime; options may be nil.
 	RuntimeInfo(ctx context.Context, options *anypb.Any) (*types.RuntimeInfo, error)
 }
@@ -50,13 +43,11 @@ type Shim interface {
 const (
 	// shimProtocol is the version of the Task service and of its streams that
 	// containerd is told: 3 means that sandboxes are supported.
-	shimProtocol = 3
+	shimProtocol  = 3
+	shimTransport = "ttrpc"
 	// shimReadTimeout is how long a client may take to send its request, and to
 	// take its reply: both are a few KiB on a local socket.
 	shimReadTimeout = 10 * time.Second
-	// statusUnknown is the exit status containerd itself reports for a task
-	// nobody knows the end of.
-	statusUnknown = 255
 )
 
 // ServeShim answers shim binaries on l until ctx ends, and then returns nil; it
@@ -197,20 +188,16 @@ func shimStart(ctx context.Context, shim Shim, c shimCommand, stdin []byte) ([]b
 	if err != nil {
 		return nil, err
 	}
-	full, err := shim.Endpoint(ctx, c.id)
+	address, err := shim.Endpoint(ctx, c.id)
 	if err != nil {
 		return nil, err
-	}
-	protocol, address, ok := strings.Cut(full, "+")
-	if !ok {
-		return nil, fmt.Errorf("task %q: address %q names no protocol: %w", c.id, full, errdefs.ErrInternal)
 	}
 	// containerd before 2.3 sends runtime options, and understands JSON only.
 	var params bootapi.BootstrapParams
 	if err := proto.Unmarshal(stdin, &params); err != nil || params.GetInstanceID() != c.id {
-		return json.Marshal(map[string]any{"version": shimProtocol, "address": address, "protocol": protocol})
+		return json.Marshal(map[string]any{"version": shimProtocol, "address": address, "protocol": shimTransport})
 	}
-	return proto.Marshal(&bootapi.BootstrapResult{Version: shimProtocol, Address: address, Protocol: protocol})
+	return proto.Marshal(&bootapi.BootstrapResult{Version: shimProtocol, Address: address, Protocol: shimTransport})
 }
 
 func shimDelete(ctx context.Context, shim Shim, c shimCommand) ([]byte, error) {
@@ -219,14 +206,11 @@ func shimDelete(ctx context.Context, shim Shim, c shimCommand) ([]byte, error) {
 		return nil, err
 	}
 	exit, err := shim.Cleanup(ctx, c.id, c.bundle)
-	if errdefs.IsNotFound(err) {
-		exit, err = Exit{Status: statusUnknown, ExitedAt: time.Now()}, nil
-	}
 	if err != nil {
 		return nil, err
 	}
 	return proto.Marshal(&taskapi.DeleteResponse{
-		Pid: exit.Pid, ExitStatus: exit.Status, ExitedAt: timestamppb.New(exit.ExitedAt),
+		Pid: uint32(exit.Pid), ExitStatus: exit.Status, ExitedAt: timestamppb.New(exit.At),
 	})
 }
 
