@@ -174,7 +174,9 @@ type request struct {
 	typ   uint16
 	flags uint32
 	files []*os.File
-	fill  func(*encoder)
+	// blocking puts the files, as a process expects its own, into blocking mode.
+	blocking bool
+	fill     func(*encoder)
 }
 
 // call sends a request and waits for its reply, whose files are the caller's.
@@ -238,6 +240,14 @@ func (c *Conn) send(ctx context.Context, id uint32, r request) error {
 	defer closeFDs(fds)
 	if err != nil {
 		return err
+	}
+	for _, fd := range fds {
+		if !r.blocking {
+			break
+		}
+		if err := unix.SetNonblock(fd, false); err != nil {
+			return fmt.Errorf("file in blocking mode: %w", err)
+		}
 	}
 	var oob []byte
 	if len(fds) > 0 {

@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -221,8 +220,8 @@ func play(role string, args []string) int {
 	switch role {
 	case "peer": // connects as nobody and reports what it gets
 		return playPeer(args[0])
-	case "sleep-in":
-		return playSleepIn(args)
+	case "runtime": // leaves a process behind, as an OCI runtime does
+		return playRuntime(args)
 	}
 	fmt.Fprintln(os.Stderr, "unknown role", role)
 	return 99
@@ -248,13 +247,4 @@ func playPeer(path string) int {
 		return 6
 	}
 	return 0
-}
-
-// playSleepIn replaces itself by sleep.
-func playSleepIn([]string) int {
-	path, err := exec.LookPath("sleep")
-	if err != nil {
-		return 3
-	}
-	return int(unix.Exec(path, []string{"sleep", "1000"}, nil).(unix.Errno))
 }

@@ -103,7 +103,8 @@ type SpawnRequest struct {
 	Env  []string
 	Dir  string // empty: /
 	// Files become descriptors 0, 1, 2, ... of the process; nil entries, and
-	// those of 0 to 2 that are missing, are /dev/null. They stay the caller's.
+	// those of 0 to 2 that are missing, are /dev/null. They stay the caller's,
+	// but are put into blocking mode, as by os/exec.
 	Files []*os.File
 	// PidFile, if not empty, says that this is an OCI runtime which leaves a
 	// process behind and writes its pid there: that process is adopted when

@@ -1,11 +1,12 @@
 package monitor
 
 import (
+	"net"
 	"path/filepath"
 	"testing"
 	"time"
 
-	"net"
+	"golang.org/x/sys/unix"
 )
 
 // rawConn speaks to a monitor without the client's manners.
@@ -43,4 +44,20 @@ func (c rawConn) receive(t testing.TB) (header, decoder) {
 	}
 	d := decoder{buf: buf[:n]}
 	return d.header(), d
+}
+
+// sendPacket also sends what net's Write takes for nothing: an empty packet.
+func (c rawConn) sendPacket(data, oob []byte) error {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return err
+	}
+	werr := raw.Write(func(fd uintptr) bool {
+		err = unix.Sendmsg(int(fd), data, oob, nil, unix.MSG_NOSIGNAL)
+		return err != unix.EAGAIN
+	})
+	if werr != nil {
+		return werr
+	}
+	return err
 }

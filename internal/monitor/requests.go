@@ -93,7 +93,7 @@ func (c *Conn) Hold(ctx context.Context, hr HoldRequest) (Process, error) {
 // Spawn starts a process as a child of the monitor. It returns after a
 // successful execve. Its Exit may reach a subscriber before Spawn returns.
 func (c *Conn) Spawn(ctx context.Context, sr SpawnRequest) (Process, error) {
-	r := request{typ: msgSpawn, files: sr.Files}
+	r := request{typ: msgSpawn, files: sr.Files, blocking: true}
 	if sr.PidFile != "" {
 		r.flags = flagSpawnAdopt
 	}
