@@ -1,0 +1,225 @@
+package network
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/containerd/errdefs"
+	gocni "github.com/containerd/go-cni"
+)
+
+// cniTimeout bounds one run of all plugins, beside the caller's context.
+const cniTimeout = time.Minute
+
+// cniRecord is what plugins are given, kept in <name>.cni on a tmpfs: DEL must
+// get the same as ADD.
+type cniRecord struct {
+	ContainerID string
+	Config      json.RawMessage // a CNI configuration list
+	Args        map[string]string
+	Ports       []PortMapping
+}
+
+// plugins is one network attachment.
+type plugins struct {
+	record cniRecord
+	dirs   []string
+	cni    gocni.CNI
+}
+
+// configured reads the CNI configuration, as it is now: there is nothing to
+// reload and nothing to restart when it changes.
+func (m *Manager) configured(req Request) (*plugins, error) {
+	missing := func() error {
+		return fmt.Errorf("no CNI configuration in %s: put a *.conflist there (for example 10-bridge.conflist, for the plugins in %s), or choose network %q or %q: %w",
+			m.cfg.CNIConfDir, strings.Join(m.cfg.CNIBinDirs, ", "), None, Host, errdefs.ErrFailedPrecondition)
+	}
+	cni, err := gocni.New(gocni.WithPluginConfDir(m.cfg.CNIConfDir), gocni.WithPluginDir(m.cfg.CNIBinDirs))
+	if err != nil {
+		return nil, err
+	}
+	switch err := cni.Load(gocni.WithDefaultConf); {
+	case gocni.IsCNINotInitialized(err), errors.Is(err, fs.ErrNotExist):
+		return nil, missing()
+	case err != nil:
+		// go-cni does not wrap what it found.
+		if entries, dirErr := os.ReadDir(m.cfg.CNIConfDir); dirErr != nil || len(entries) == 0 {
+			return nil, missing()
+		}
+		return nil, fmt.Errorf("CNI configuration in %s: %w: %w", m.cfg.CNIConfDir, err, errdefs.ErrFailedPrecondition)
+	}
+	networks := cni.GetConfig().Networks
+	if len(networks) == 0 {
+		return nil, missing()
+	}
+	list := networks[0].Config
+	if len(req.Ports) > 0 && !canMapPorts(list) {
+		return nil, fmt.Errorf("CNI network %q of %s has no plugin with the capability portMappings: add portmap to it to map ports: %w", list.Name, m.cfg.CNIConfDir, errdefs.ErrFailedPrecondition)
+	}
+	return m.plugins(cniRecord{
+		ContainerID: "caisson-" + req.Name,
+		Config:      json.RawMessage(list.Source),
+		Args:        cniArgs(req),
+		Ports:       req.Ports,
+	})
+}
+
+func canMapPorts(list *gocni.NetworkConfList) bool {
+	for _, p := range list.Plugins {
+		if p.Network.Capabilities["portMappings"] {
+			return true
+		}
+	}
+	return false
+}
+
+// cniArgs become CNI_ARGS, a list of key=value with ";" between: what contains
+// these cannot be said in it.
+func cniArgs(req Request) map[string]string {
+	args := map[string]string{"IgnoreUnknown": "1"}
+	if req.Hostname != "" {
+		args["HOSTNAME"] = req.Hostname
+	}
+	for k, v := range req.Labels {
+		if k != "" && !strings.ContainsAny(k+v, ";=\x00") {
+			args[k] = v
+		}
+	}
+	return args
+}
+
+// recorded finds the attachment that a sandbox has, nil if it has none.
+func (m *Manager) recorded(name string) (*plugins, error) {
+	b, err := os.ReadFile(m.recordPath(name))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, classify(err)
+	}
+	var record cniRecord
+	if err := json.Unmarshal(b, &record); err != nil {
+		return nil, fmt.Errorf("%s: %w: %w", m.recordPath(name), err, errdefs.ErrDataLoss)
+	}
+	return m.plugins(record)
+}
+
+// plugins prepares to run those of the record.
+func (m *Manager) plugins(record cniRecord) (*plugins, error) {
+	cni, err := gocni.New(gocni.WithPluginDir(m.cfg.CNIBinDirs))
+	if err != nil {
+		return nil, err
+	}
+	if err := cni.Load(gocni.WithConfListBytes(record.Config)); err != nil {
+		return nil, fmt.Errorf("CNI configuration: %w: %w", err, errdefs.ErrFailedPrecondition)
+	}
+	return &plugins{record: record, dirs: m.cfg.CNIBinDirs, cni: cni}, nil
+}
+
+// saveRecord writes the record before the first plugin runs. A daemon killed
+// in the middle leaves at most a temporary file, which removeRecord removes.
+func (m *Manager) saveRecord(name string, record cniRecord) error {
+	b, err := json.Marshal(record)
+	if err != nil {
+		return fmt.Errorf("CNI record: %w", err)
+	}
+	path := m.recordPath(name)
+	if err := os.WriteFile(path+".tmp", b, 0o600); err != nil {
+		return classify(err)
+	}
+	if err := os.Rename(path+".tmp", path); err != nil {
+		return errors.Join(classify(err), os.Remove(path+".tmp"))
+	}
+	return nil
+}
+
+func (m *Manager) removeRecord(name string) error {
+	for _, path := range []string{m.recordPath(name) + ".tmp", m.recordPath(name)} {
+		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return classify(err)
+		}
+	}
+	return nil
+}
+
+func (p *plugins) options() []gocni.NamespaceOpts {
+	opts := []gocni.NamespaceOpts{gocni.WithLabels(p.record.Args)}
+	if len(p.record.Ports) > 0 {
+		ports := make([]gocni.PortMapping, len(p.record.Ports))
+		for i, port := range p.record.Ports {
+			ports[i] = gocni.PortMapping(port)
+			if port.Protocol == "" {
+				ports[i].Protocol = "tcp"
+			}
+		}
+		opts = append(opts, gocni.WithCapabilityPortMap(ports))
+	}
+	return opts
+}
+
+func (p *plugins) add(ctx context.Context, netNS string, result *Result) error {
+	ctx, cancel := context.WithTimeout(ctx, cniTimeout)
+	defer cancel()
+	// A list runs its plugins in order; there is one list.
+	r, err := p.cni.SetupSerially(ctx, p.record.ContainerID, netNS, p.options()...)
+	if err != nil {
+		return fmt.Errorf("CNI: add: %w", p.explain(ctx, err))
+	}
+	if result.Raw, err = json.Marshal(r.Raw()); err != nil {
+		return fmt.Errorf("CNI: result: %w", err)
+	}
+	for _, raw := range r.Raw() {
+		first := len(result.Interfaces)
+		at := make(map[int]int) // index in raw to index in result
+		for i, itf := range raw.Interfaces {
+			if itf.Sandbox != "" { // otherwise it is one of the host
+				at[i] = len(result.Interfaces)
+				result.Interfaces = append(result.Interfaces, Interface{Name: itf.Name, MAC: itf.Mac})
+			}
+		}
+		for _, ip := range raw.IPs {
+			i, ok := first, len(result.Interfaces) > first
+			if ip.Interface != nil {
+				i, ok = at[*ip.Interface]
+			}
+			if !ok {
+				continue
+			}
+			itf := &result.Interfaces[i]
+			itf.Addresses = append(itf.Addresses, ip.Address.String())
+			if ip.Gateway != nil {
+				itf.Gateways = append(itf.Gateways, ip.Gateway.String())
+			}
+			result.Addresses = append(result.Addresses, ip.Address.IP.String())
+		}
+	}
+	return nil
+}
+
+// del frees what the plugins gave; without a namespace ("") they do what they
+// can on the host, which is to free addresses and rules.
+func (p *plugins) del(ctx context.Context, netNS string) error {
+	ctx, cancel := context.WithTimeout(ctx, cniTimeout)
+	defer cancel()
+	if err := p.cni.Remove(ctx, p.record.ContainerID, netNS, p.options()...); err != nil {
+		return fmt.Errorf("CNI: delete: %w", p.explain(ctx, err))
+	}
+	return nil
+}
+
+// explain gives plugins' errors, which are text, a class and a next step.
+func (p *plugins) explain(ctx context.Context, err error) error {
+	switch {
+	case ctx.Err() != nil:
+		return fmt.Errorf("%w: %w", err, ctx.Err())
+	case strings.Contains(err.Error(), "failed to find plugin"):
+		return fmt.Errorf("%w (install the CNI plugins into %s): %w", err, strings.Join(p.dirs, " or "), errdefs.ErrFailedPrecondition)
+	}
+	return err
+}
