@@ -1,0 +1,142 @@
+package stdio
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+)
+
+// maxSocketPath is what fits into sockaddr_un with its final zero byte.
+const maxSocketPath = 107
+
+// maxConsoleFiles bounds what is taken from a runtime that sends more than it should.
+const maxConsoleFiles = 8
+
+// ConsoleSocket is where the OCI runtime sends the master of the pty that it made for a
+// process (its option --console-socket).
+type ConsoleSocket struct {
+	path     string
+	listener *net.UnixListener
+}
+
+// Listen makes the socket, mode 0600, under a name of its own in dir.
+func Listen(dir string) (*ConsoleSocket, error) {
+	path := filepath.Join(dir, "console-"+rand.Text()[:8])
+	if len(path) > maxSocketPath {
+		return nil, fmt.Errorf("console socket %q: path longer than %d bytes: %w", path, maxSocketPath, errdefs.ErrInvalidArgument)
+	}
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
+	if err != nil {
+		return nil, fmt.Errorf("console socket %q: listen: %w", path, classify(err))
+	}
+	if err := os.Chmod(path, 0o600); err != nil {
+		return nil, errors.Join(fmt.Errorf("console socket %q: %w", path, err), l.Close())
+	}
+	return &ConsoleSocket{path: path, listener: l}, nil
+}
+
+// Path is what the OCI runtime is told.
+func (c *ConsoleSocket) Path() string { return c.path }
+
+// Close removes the socket. It may be repeated.
+func (c *ConsoleSocket) Close() error {
+	if err := c.listener.Close(); err != nil && !errors.Is(err, net.ErrClosed) {
+		return fmt.Errorf("console socket %q: close: %w", c.path, err)
+	}
+	return nil
+}
+
+// Accept waits for the runtime to connect and send the master, and removes the socket, also
+// after an error. ctx must end when the runtime does, since it may fail without connecting.
+func (c *ConsoleSocket) Accept(ctx context.Context) (_ *os.File, err error) {
+	defer func() { err = errors.Join(err, c.Close()) }()
+	master, err := c.receive(ctx)
+	if err != nil {
+		if ctx.Err() != nil {
+			err = ctx.Err()
+		}
+		return nil, fmt.Errorf("console socket %q: receive terminal: %w", c.path, err)
+	}
+	return master, nil
+}
+
+func (c *ConsoleSocket) receive(ctx context.Context) (*os.File, error) {
+	past := time.Unix(1, 0)
+	stop := context.AfterFunc(ctx, func() { c.listener.SetDeadline(past) })
+	defer stop()
+	conn, err := c.listener.AcceptUnix()
+	if err != nil {
+		return nil, err
+	}
+	defer conn.Close() // only read from
+	stopConn := context.AfterFunc(ctx, func() { conn.SetDeadline(past) })
+	defer stopConn()
+
+	// The runtime sends the pty's name along, which says nothing to us.
+	text, oob := make([]byte, 4096), make([]byte, unix.CmsgSpace(4*maxConsoleFiles))
+	_, oobn, flags, _, err := conn.ReadMsgUnix(text, oob)
+	if errors.Is(err, io.EOF) {
+		err = fmt.Errorf("the runtime closed the connection: %w", errdefs.ErrUnavailable)
+	}
+	if err != nil {
+		return nil, err
+	}
+	files, err := receivedFiles(oob[:oobn])
+	if err == nil {
+		err = checkMaster(files, flags)
+	}
+	if err != nil {
+		for _, f := range files {
+			err = errors.Join(err, f.Close())
+		}
+		return nil, err
+	}
+	return files[0], nil
+}
+
+// receivedFiles takes every descriptor out of a control message, so that each can be
+// closed.
+func receivedFiles(oob []byte) (files []*os.File, err error) {
+	messages, err := unix.ParseSocketControlMessage(oob)
+	if err != nil {
+		return nil, err
+	}
+	for _, m := range messages {
+		fds, err := unix.ParseUnixRights(&m)
+		if err != nil {
+			continue // another kind of message
+		}
+		for _, fd := range fds {
+			files = append(files, os.NewFile(uintptr(fd), "ptmx"))
+		}
+	}
+	return files, nil
+}
+
+func checkMaster(files []*os.File, flags int) error {
+	if flags&unix.MSG_CTRUNC != 0 || len(files) > 1 {
+		return fmt.Errorf("more than one descriptor: %w", errdefs.ErrInvalidArgument)
+	}
+	if len(files) == 0 {
+		return fmt.Errorf("no descriptor: %w", errdefs.ErrInvalidArgument)
+	}
+	return withFD(files[0], isMaster)
+}
+
+// isMaster checks that the descriptor is the master of a pty: only a master has a number
+// of a slave.
+func isMaster(fd int) error {
+	if _, err := unix.IoctlGetInt(fd, unix.TIOCGPTN); err != nil {
+		return fmt.Errorf("not the master of a terminal: %w: %w", err, errdefs.ErrInvalidArgument)
+	}
+	return nil
+}
