@@ -78,7 +78,8 @@ func (Network) EnumDescriptor() ([]byte, []int) {
 }
 
 // Options are what a client that is not Kubernetes' CRI passes as the options
-// of Controller.Create. Every field may be left out; the zero message is a
+// of Controller.Create, and as the extension "caisson.sandbox.v1.Options" of the
+// record in Controller.Update, where resources and annotations are honoured. Every field may be left out; the zero message is a
 // sandbox with a network namespace that has loopback only.
 type Options struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -103,7 +104,10 @@ type Options struct {
 	// ExtraHosts are added to /etc/hosts: name -> address.
 	ExtraHosts map[string]string `protobuf:"bytes,10,rep,name=extra_hosts,json=extraHosts,proto3" json:"extra_hosts,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	// ShmSize is the size of /dev/shm in bytes; 64 MiB if 0.
-	ShmSize       uint64 `protobuf:"varint,11,opt,name=shm_size,json=shmSize,proto3" json:"shm_size,omitempty"`
+	ShmSize uint64 `protobuf:"varint,11,opt,name=shm_size,json=shmSize,proto3" json:"shm_size,omitempty"`
+	// Annotations are added to those of the sandbox; in an update they replace
+	// those of the same key.
+	Annotations   map[string]string `protobuf:"bytes,12,rep,name=annotations,proto3" json:"annotations,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -213,6 +217,13 @@ func (x *Options) GetShmSize() uint64 {
 		return x.ShmSize
 	}
 	return 0
+}
+
+func (x *Options) GetAnnotations() map[string]string {
+	if x != nil {
+		return x.Annotations
+	}
+	return nil
 }
 
 type DNS struct {
@@ -591,7 +602,7 @@ var File_caisson_sandbox_v1_options_proto protoreflect.FileDescriptor
 
 const file_caisson_sandbox_v1_options_proto_rawDesc = "" +
 	"\n" +
-	" caisson/sandbox/v1/options.proto\x12\x12caisson.sandbox.v1\"\xb5\x05\n" +
+	" caisson/sandbox/v1/options.proto\x12\x12caisson.sandbox.v1\"\xc5\x06\n" +
 	"\aOptions\x12\x1a\n" +
 	"\bhostname\x18\x01 \x01(\tR\bhostname\x12)\n" +
 	"\x03dns\x18\x02 \x01(\v2\x17.caisson.sandbox.v1.DNSR\x03dns\x125\n" +
@@ -607,11 +618,15 @@ const file_caisson_sandbox_v1_options_proto_rawDesc = "" +
 	"\vextra_hosts\x18\n" +
 	" \x03(\v2+.caisson.sandbox.v1.Options.ExtraHostsEntryR\n" +
 	"extraHosts\x12\x19\n" +
-	"\bshm_size\x18\v \x01(\x04R\ashmSize\x1a:\n" +
+	"\bshm_size\x18\v \x01(\x04R\ashmSize\x12N\n" +
+	"\vannotations\x18\f \x03(\v2,.caisson.sandbox.v1.Options.AnnotationsEntryR\vannotations\x1a:\n" +
 	"\fSysctlsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a=\n" +
 	"\x0fExtraHostsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a>\n" +
+	"\x10AnnotationsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"U\n" +
 	"\x03DNS\x12\x18\n" +
@@ -668,7 +683,7 @@ func file_caisson_sandbox_v1_options_proto_rawDescGZIP() []byte {
 }
 
 var file_caisson_sandbox_v1_options_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_caisson_sandbox_v1_options_proto_msgTypes = make([]protoimpl.MessageInfo, 8)
+var file_caisson_sandbox_v1_options_proto_msgTypes = make([]protoimpl.MessageInfo, 9)
 var file_caisson_sandbox_v1_options_proto_goTypes = []any{
 	(Network)(0),        // 0: caisson.sandbox.v1.Network
 	(*Options)(nil),     // 1: caisson.sandbox.v1.Options
@@ -679,22 +694,24 @@ var file_caisson_sandbox_v1_options_proto_goTypes = []any{
 	(*PortMapping)(nil), // 6: caisson.sandbox.v1.PortMapping
 	nil,                 // 7: caisson.sandbox.v1.Options.SysctlsEntry
 	nil,                 // 8: caisson.sandbox.v1.Options.ExtraHostsEntry
+	nil,                 // 9: caisson.sandbox.v1.Options.AnnotationsEntry
 }
 var file_caisson_sandbox_v1_options_proto_depIdxs = []int32{
-	2, // 0: caisson.sandbox.v1.Options.dns:type_name -> caisson.sandbox.v1.DNS
-	0, // 1: caisson.sandbox.v1.Options.network:type_name -> caisson.sandbox.v1.Network
-	7, // 2: caisson.sandbox.v1.Options.sysctls:type_name -> caisson.sandbox.v1.Options.SysctlsEntry
-	3, // 3: caisson.sandbox.v1.Options.namespaces:type_name -> caisson.sandbox.v1.Namespaces
-	5, // 4: caisson.sandbox.v1.Options.resources:type_name -> caisson.sandbox.v1.Resources
-	6, // 5: caisson.sandbox.v1.Options.port_mappings:type_name -> caisson.sandbox.v1.PortMapping
-	8, // 6: caisson.sandbox.v1.Options.extra_hosts:type_name -> caisson.sandbox.v1.Options.ExtraHostsEntry
-	4, // 7: caisson.sandbox.v1.Namespaces.uids:type_name -> caisson.sandbox.v1.IDMapping
-	4, // 8: caisson.sandbox.v1.Namespaces.gids:type_name -> caisson.sandbox.v1.IDMapping
-	9, // [9:9] is the sub-list for method output_type
-	9, // [9:9] is the sub-list for method input_type
-	9, // [9:9] is the sub-list for extension type_name
-	9, // [9:9] is the sub-list for extension extendee
-	0, // [0:9] is the sub-list for field type_name
+	2,  // 0: caisson.sandbox.v1.Options.dns:type_name -> caisson.sandbox.v1.DNS
+	0,  // 1: caisson.sandbox.v1.Options.network:type_name -> caisson.sandbox.v1.Network
+	7,  // 2: caisson.sandbox.v1.Options.sysctls:type_name -> caisson.sandbox.v1.Options.SysctlsEntry
+	3,  // 3: caisson.sandbox.v1.Options.namespaces:type_name -> caisson.sandbox.v1.Namespaces
+	5,  // 4: caisson.sandbox.v1.Options.resources:type_name -> caisson.sandbox.v1.Resources
+	6,  // 5: caisson.sandbox.v1.Options.port_mappings:type_name -> caisson.sandbox.v1.PortMapping
+	8,  // 6: caisson.sandbox.v1.Options.extra_hosts:type_name -> caisson.sandbox.v1.Options.ExtraHostsEntry
+	9,  // 7: caisson.sandbox.v1.Options.annotations:type_name -> caisson.sandbox.v1.Options.AnnotationsEntry
+	4,  // 8: caisson.sandbox.v1.Namespaces.uids:type_name -> caisson.sandbox.v1.IDMapping
+	4,  // 9: caisson.sandbox.v1.Namespaces.gids:type_name -> caisson.sandbox.v1.IDMapping
+	10, // [10:10] is the sub-list for method output_type
+	10, // [10:10] is the sub-list for method input_type
+	10, // [10:10] is the sub-list for extension type_name
+	10, // [10:10] is the sub-list for extension extendee
+	0,  // [0:10] is the sub-list for field type_name
 }
 
 func init() { file_caisson_sandbox_v1_options_proto_init() }
@@ -708,7 +725,7 @@ func file_caisson_sandbox_v1_options_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_caisson_sandbox_v1_options_proto_rawDesc), len(file_caisson_sandbox_v1_options_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   8,
+			NumMessages:   9,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -1,0 +1,251 @@
+// Package namespace walls off sandboxes with Linux namespaces.
+//
+// A sandbox is two small processes: the monitor in the host's namespaces, and
+// the holder, its child, in the sandbox's. As long as the holder lives, the
+// namespaces can be joined through /proc/<pid>/ns. Neither needs the daemon.
+package namespace
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+
+	"github.com/containerd/errdefs"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"caisson/internal/isolation"
+	"caisson/internal/monitor"
+	"caisson/internal/undo"
+)
+
+// Name is what clients call this isolation.
+const Name = "namespace"
+
+// Isolation starts and finds monitors and holders.
+type Isolation struct {
+	binary string
+}
+
+var _ isolation.Isolation = (*Isolation)(nil)
+
+// New returns an isolation whose monitors run the given program.
+func New(monitorBinary string) *Isolation {
+	return &Isolation{binary: monitorBinary}
+}
+
+// Start starts a monitor and, where there are walls, a holder.
+func (i *Isolation) Start(ctx context.Context, cfg isolation.Config) (_ isolation.Instance, err error) {
+	conn, err := monitor.Start(ctx, monitor.Config{Binary: i.binary, Dir: cfg.Dir, Name: cfg.Name})
+	if err != nil {
+		return nil, fmt.Errorf("start monitor: %w", err)
+	}
+	var steps undo.Stack
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, steps.Run(ctx))
+		}
+	}()
+	steps.Add("monitor", func(ctx context.Context) error {
+		return errors.Join(end(ctx, conn), conn.Close())
+	})
+
+	var holder monitor.Process
+	if cfg.Walls {
+		if holder, err = hold(ctx, conn, cfg); err != nil {
+			return nil, err
+		}
+	}
+	return newInstance(ctx, conn, holder)
+}
+
+// Load connects to the monitor in dir.
+func (i *Isolation) Load(ctx context.Context, dir string) (_ isolation.Instance, err error) {
+	conn, err := monitor.Dial(ctx, dir)
+	if err != nil {
+		return nil, fmt.Errorf("find monitor: %w", err)
+	}
+	defer func() {
+		if err != nil {
+			conn.Close()
+		}
+	}()
+	records, err := conn.List(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("find holder: %w", err)
+	}
+	var holder monitor.Process
+	for _, r := range records {
+		if r.Kind == monitor.Holder {
+			holder = r.Process
+		}
+	}
+	return newInstance(ctx, conn, holder)
+}
+
+func hold(ctx context.Context, conn *monitor.Conn, cfg isolation.Config) (monitor.Process, error) {
+	req := monitor.HoldRequest{
+		User:   cfg.UserNS,
+		NewIPC: cfg.NewIPC,
+		NewUTS: cfg.NewUTS,
+		NewPID: cfg.NewPID,
+	}
+	if cfg.NewUTS {
+		req.Hostname = cfg.Hostname
+	}
+	for _, name := range slices.Sorted(maps.Keys(cfg.Sysctls)) {
+		req.Sysctls = append(req.Sysctls, monitor.Sysctl{Key: sysctlPath(name), Value: cfg.Sysctls[name]})
+	}
+	if cfg.NetNS != "" {
+		f, err := os.Open(cfg.NetNS)
+		if err != nil {
+			return monitor.Process{}, fmt.Errorf("network namespace %q: %w: %w", cfg.NetNS, err, errdefs.ErrFailedPrecondition)
+		}
+		defer f.Close()
+		req.Net = f
+	}
+	holder, err := conn.Hold(ctx, req)
+	if err != nil {
+		return monitor.Process{}, fmt.Errorf("start holder: %w", err)
+	}
+	return holder, nil
+}
+
+// sysctlPath turns a sysctl's name into its path below /proc/sys. As in
+// sysctl(8), the separator that comes first is the separator, so that a dot in
+// an interface's name can be written: net/ipv4/conf/eth0.100/forwarding.
+func sysctlPath(name string) string {
+	if i := strings.IndexAny(name, "./"); i < 0 || name[i] == '/' {
+		return name
+	}
+	return strings.Map(func(r rune) rune {
+		switch r {
+		case '.':
+			return '/'
+		case '/':
+			return '.'
+		}
+		return r
+	}, name)
+}
+
+// end stops a monitor and everything below it. One that is gone already is no error.
+func end(ctx context.Context, conn *monitor.Conn) error {
+	if err := conn.End(ctx, true); err != nil && !errdefs.IsUnavailable(err) {
+		return fmt.Errorf("end monitor: %w", err)
+	}
+	return nil
+}
+
+// instance is a running monitor, with or without a holder.
+type instance struct {
+	conn   *monitor.Conn
+	holder monitor.Process
+	exits  chan monitor.Exit
+	done   chan struct{}
+	closed chan struct{}
+	close  func() error
+
+	mu   sync.Mutex // guards exit
+	exit *monitor.Exit
+}
+
+func newInstance(ctx context.Context, conn *monitor.Conn, holder monitor.Process) (*instance, error) {
+	src, err := conn.Subscribe(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("subscribe to exits: %w", err)
+	}
+	in := &instance{
+		conn:   conn,
+		holder: holder,
+		exits:  make(chan monitor.Exit),
+		done:   make(chan struct{}),
+		closed: make(chan struct{}),
+	}
+	finished := make(chan struct{})
+	in.close = sync.OnceValue(func() error {
+		close(in.closed)
+		err := conn.Close()
+		<-finished
+		return err
+	})
+	go func() {
+		defer close(finished)
+		in.watch(src)
+	}()
+	return in, nil
+}
+
+// watch passes on the exits of members and keeps the holder's for itself. It
+// ends with the connection. Close is not the end of the walls, so done stays
+// open then.
+func (in *instance) watch(src <-chan monitor.Exit) {
+	defer close(in.exits)
+	fallen := sync.OnceFunc(func() { close(in.done) })
+	for e := range src {
+		if e.Kind == monitor.Holder {
+			in.mu.Lock()
+			in.exit = &e
+			in.mu.Unlock()
+			fallen()
+			continue
+		}
+		select {
+		case in.exits <- e:
+		case <-in.closed:
+			return
+		}
+	}
+	select {
+	case <-in.closed:
+	default:
+		fallen()
+	}
+}
+
+func (in *instance) Host() isolation.Host       { return in.conn }
+func (in *instance) Exits() <-chan monitor.Exit { return in.exits }
+func (in *instance) Pid() int                   { return in.holder.Pid }
+func (in *instance) Done() <-chan struct{}      { return in.done }
+func (in *instance) Close() error               { return in.close() }
+
+func (in *instance) End(ctx context.Context) error { return end(ctx, in.conn) }
+
+func (in *instance) Exit() *monitor.Exit {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	return in.exit
+}
+
+// files are the names of the namespaces in /proc/<pid>/ns.
+var files = map[specs.LinuxNamespaceType]string{
+	specs.NetworkNamespace: "net",
+	specs.IPCNamespace:     "ipc",
+	specs.UTSNamespace:     "uts",
+	specs.PIDNamespace:     "pid",
+	specs.UserNamespace:    "user",
+}
+
+// Namespaces compares the holder's namespaces with the daemon's own: what
+// differs is the sandbox's. Nothing has to be remembered for that.
+func (in *instance) Namespaces() map[specs.LinuxNamespaceType]string {
+	own := map[specs.LinuxNamespaceType]string{}
+	if in.holder.Pid == 0 {
+		return own
+	}
+	for kind, file := range files {
+		path := fmt.Sprintf("/proc/%d/ns/%s", in.holder.Pid, file)
+		theirs, err := os.Readlink(path)
+		if err != nil {
+			continue // The holder is gone; Done says so.
+		}
+		if ours, err := os.Readlink("/proc/self/ns/" + file); err == nil && ours != theirs {
+			own[kind] = path
+		}
+	}
+	return own
+}

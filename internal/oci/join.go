@@ -1,0 +1,150 @@
+package oci
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/containerd/errdefs"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+)
+
+// Membership is what a container takes over from its sandbox.
+type Membership struct {
+	// Namespaces that members of the sandbox share, by path. A type with an
+	// empty path is the host's. A type that is missing stays the container's own.
+	Namespaces map[specs.LinuxNamespaceType]string
+	// UIDs and GIDs are the mappings of the sandbox's user namespace.
+	UIDs, GIDs []specs.LinuxIDMapping
+	// Files of the sandbox by their path in the container; a directory is
+	// mounted as /dev/shm is, a file as /etc/hosts is.
+	Files []File
+	// DefaultCgroup is the path that clients fill in when nobody chose one;
+	// Cgroup is what replaces it.
+	DefaultCgroup, Cgroup string
+}
+
+// File is a file or directory of the sandbox that its members see.
+type File struct {
+	Source, Target string
+	// Default is the type of mount at Target that the sandbox's own replaces;
+	// any other mount there was the client's choice and stays.
+	Default string
+	// FollowRoot makes the mount read-only if the root filesystem is.
+	FollowRoot bool
+}
+
+// Join edits a specification so that its container becomes a member, and says
+// whether anything changed. What the client has set itself is left alone.
+func (m Membership) Join(spec *specs.Spec) bool {
+	changed := m.joinNamespaces(spec)
+	for _, f := range m.Files {
+		changed = f.join(spec) || changed
+	}
+	if spec.Linux != nil && m.Cgroup != "" && (spec.Linux.CgroupsPath == "" || spec.Linux.CgroupsPath == m.DefaultCgroup) {
+		spec.Linux.CgroupsPath = m.Cgroup
+		changed = true
+	}
+	return changed
+}
+
+func (m Membership) joinNamespaces(spec *specs.Spec) bool {
+	if spec.Linux == nil {
+		return false
+	}
+	changed := false
+	var kept []specs.LinuxNamespace
+	for _, ns := range spec.Linux.Namespaces {
+		path, shared := m.Namespaces[ns.Type]
+		switch {
+		case ns.Path != "" || !shared:
+		case path == "":
+			changed = true
+			continue
+		default:
+			ns.Path = path
+			changed = true
+		}
+		kept = append(kept, ns)
+	}
+	if path := m.Namespaces[specs.UserNamespace]; path != "" && !hasNamespace(kept, specs.UserNamespace) {
+		kept = append(kept, specs.LinuxNamespace{Type: specs.UserNamespace, Path: path})
+		spec.Linux.UIDMappings, spec.Linux.GIDMappings = m.UIDs, m.GIDs
+		changed = true
+	}
+	spec.Linux.Namespaces = kept
+	return changed
+}
+
+func hasNamespace(list []specs.LinuxNamespace, kind specs.LinuxNamespaceType) bool {
+	return slices.ContainsFunc(list, func(ns specs.LinuxNamespace) bool { return ns.Type == kind })
+}
+
+func (f File) join(spec *specs.Spec) bool {
+	same := func(m specs.Mount) bool { return filepath.Clean(m.Destination) == f.Target }
+	at := slices.IndexFunc(spec.Mounts, same)
+	if at >= 0 && (f.Default == "" || spec.Mounts[at].Type != f.Default) {
+		return false
+	}
+	mount := specs.Mount{Source: f.Source, Destination: f.Target, Type: "bind", Options: []string{"rbind", "rprivate", "rw"}}
+	if f.FollowRoot && spec.Root != nil && spec.Root.Readonly {
+		mount.Options[2] = "ro"
+	}
+	if at >= 0 {
+		mount.Options = []string{"rbind", "rprivate", "nosuid", "nodev", "noexec", "rw"}
+		spec.Mounts[at] = mount
+	} else {
+		spec.Mounts = append(spec.Mounts, mount)
+	}
+	return true
+}
+
+// maxSpec bounds the size of a bundle's configuration.
+const maxSpec = 16 << 20
+
+// ReadSpec reads config.json of a bundle. InvalidArgument: it is no specification.
+func ReadSpec(bundle string) (*specs.Spec, error) {
+	path := filepath.Join(bundle, "config.json")
+	info, err := os.Stat(path)
+	if err != nil {
+		return nil, fmt.Errorf("bundle %q: %w: %w", bundle, err, errdefs.ErrInvalidArgument)
+	}
+	if info.Size() > maxSpec {
+		return nil, fmt.Errorf("bundle %q: config.json has %d bytes, more than %d: %w", bundle, info.Size(), maxSpec, errdefs.ErrInvalidArgument)
+	}
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return nil, fmt.Errorf("bundle %q: %w", bundle, err)
+	}
+	var spec specs.Spec
+	if err := json.Unmarshal(data, &spec); err != nil {
+		return nil, fmt.Errorf("bundle %q: config.json is not an OCI specification: %w: %w", bundle, err, errdefs.ErrInvalidArgument)
+	}
+	if spec.Process == nil || len(spec.Process.Args) == 0 {
+		return nil, fmt.Errorf("bundle %q: config.json names no process to run: %w", bundle, errdefs.ErrInvalidArgument)
+	}
+	if spec.Root == nil || strings.TrimSpace(spec.Root.Path) == "" {
+		return nil, fmt.Errorf("bundle %q: config.json names no root filesystem: %w", bundle, errdefs.ErrInvalidArgument)
+	}
+	return &spec, nil
+}
+
+// WriteSpec replaces config.json of a bundle.
+func WriteSpec(bundle string, spec *specs.Spec) error {
+	data, err := json.Marshal(spec)
+	if err != nil {
+		return fmt.Errorf("bundle %q: %w", bundle, err)
+	}
+	temp := filepath.Join(bundle, ".config.json.caisson")
+	if err := os.WriteFile(temp, data, 0o600); err != nil {
+		return fmt.Errorf("bundle %q: %w", bundle, err)
+	}
+	if err := os.Rename(temp, filepath.Join(bundle, "config.json")); err != nil {
+		return errors.Join(fmt.Errorf("bundle %q: %w", bundle, err), os.Remove(temp))
+	}
+	return nil
+}

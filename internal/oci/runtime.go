@@ -1,0 +1,254 @@
+// Package oci drives OCI runtimes (runc, crun) and joins a container's
+// specification to its sandbox.
+//
+// What starts a process (create, exec, restore) is only described here, as a
+// command line: it is the sandbox's monitor that runs it, so that the container
+// becomes the monitor's child. Everything else is run by the daemon itself,
+// through containerd's go-runc.
+package oci
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+
+	"github.com/containerd/errdefs"
+	runc "github.com/containerd/go-runc"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"github.com/opencontainers/runtime-spec/specs-go/features"
+)
+
+// Runtime is an OCI runtime with the settings of one container.
+type Runtime struct {
+	// Binary is the runtime's absolute path.
+	Binary string
+	// Root is where the runtime keeps its containers' state; one per namespace.
+	Root string
+	// SystemdCgroup lets systemd make the cgroups.
+	SystemdCgroup bool
+	// NoPivotRoot and NoNewKeyring are passed to create and restore.
+	NoPivotRoot, NoNewKeyring bool
+}
+
+// Find returns the absolute path of the OCI runtime called name, which may be a
+// path. NotFound: there is none.
+func Find(name string) (string, error) {
+	path, err := exec.LookPath(name)
+	if err != nil {
+		return "", fmt.Errorf("OCI runtime %q: not installed, or not in caissond's PATH: %w", name, errdefs.ErrNotFound)
+	}
+	return filepath.Abs(path)
+}
+
+// Files are the paths a runtime is given for one call.
+type Files struct {
+	Log     string // the runtime's log, JSON lines
+	Pid     string // where it writes the pid of the process it started
+	Console string // socket that receives the terminal; no terminal if empty
+}
+
+func (r Runtime) global(log string) []string {
+	args := []string{r.Binary, "--root", r.Root, "--log", log, "--log-format", "json"}
+	if r.SystemdCgroup {
+		args = append(args, "--systemd-cgroup")
+	}
+	return args
+}
+
+func (f Files) args() []string {
+	args := []string{"--pid-file", f.Pid}
+	if f.Console != "" {
+		args = append(args, "--console-socket", f.Console)
+	}
+	return args
+}
+
+func (r Runtime) startFlags() []string {
+	var args []string
+	if r.NoPivotRoot {
+		args = append(args, "--no-pivot")
+	}
+	if r.NoNewKeyring {
+		args = append(args, "--no-new-keyring")
+	}
+	return args
+}
+
+// CreateArgs is the command line that creates container id from bundle.
+func (r Runtime) CreateArgs(id, bundle string, f Files) []string {
+	args := append(r.global(f.Log), "create", "--bundle", bundle)
+	args = append(args, f.args()...)
+	args = append(args, r.startFlags()...)
+	return append(args, id)
+}
+
+// Restore says where a checkpoint is.
+type Restore struct {
+	ImagePath  string
+	ParentPath string
+	WorkPath   string
+}
+
+// RestoreArgs is the command line that restores container id from a checkpoint.
+func (r Runtime) RestoreArgs(id, bundle string, f Files, from Restore) []string {
+	args := append(r.global(f.Log), "restore", "--detach", "--bundle", bundle, "--image-path", from.ImagePath, "--work-path", from.WorkPath)
+	if from.ParentPath != "" {
+		args = append(args, "--parent-path", from.ParentPath)
+	}
+	args = append(args, f.args()...)
+	if r.NoPivotRoot {
+		args = append(args, "--no-pivot")
+	}
+	return append(args, id)
+}
+
+// ExecArgs is the command line that starts one more process, described in the
+// file process, in container id.
+func (r Runtime) ExecArgs(id, process string, f Files) []string {
+	args := append(r.global(f.Log), "exec", "--detach", "--process", process)
+	args = append(args, f.args()...)
+	return append(args, id)
+}
+
+func (r Runtime) runc(log string) *runc.Runc {
+	return &runc.Runc{
+		Command:       r.Binary,
+		Root:          r.Root,
+		Log:           log,
+		LogFormat:     runc.JSON,
+		PdeathSignal:  syscall.SIGKILL,
+		SystemdCgroup: r.SystemdCgroup,
+	}
+}
+
+// Start runs the process that create prepared.
+func (r Runtime) Start(ctx context.Context, id, log string) error {
+	return r.Explain("start", log, r.runc(log).Start(ctx, id))
+}
+
+// Delete removes what the runtime knows of a container that has ended, and its
+// cgroup. With force it also ends it. A container that the runtime does not
+// know is no error, so Delete may be repeated.
+func (r Runtime) Delete(ctx context.Context, id, log string, force bool) error {
+	err := r.Explain("delete", log, r.runc(log).Delete(ctx, id, &runc.DeleteOpts{Force: force}))
+	if errdefs.IsNotFound(err) {
+		return nil
+	}
+	return err
+}
+
+// Update changes the resources of a running container.
+func (r Runtime) Update(ctx context.Context, id, log string, resources *specs.LinuxResources) error {
+	return r.Explain("update", log, r.runc(log).Update(ctx, id, resources))
+}
+
+// Checkpoint writes the container's state to a directory, through CRIU.
+func (r Runtime) Checkpoint(ctx context.Context, id, log string, opts *runc.CheckpointOpts, actions ...runc.CheckpointAction) error {
+	return r.Explain("checkpoint", log, r.runc(log).Checkpoint(ctx, id, opts, actions...))
+}
+
+// Error is a failure of a runtime, told in the runtime's own last words.
+type Error struct {
+	Runtime string // name of the binary
+	Verb    string
+	Message string // what the runtime logged last, if anything
+	Err     error
+}
+
+func (e *Error) Error() string {
+	if e.Message != "" {
+		return fmt.Sprintf("%s %s: %s", e.Runtime, e.Verb, e.Message)
+	}
+	return fmt.Sprintf("%s %s: %v", e.Runtime, e.Verb, e.Err)
+}
+
+func (e *Error) Unwrap() error { return e.Err }
+
+// Explain turns a runtime's failure into one with the message it logged and the
+// class that the message shows. A nil error stays nil.
+func (r Runtime) Explain(verb, log string, err error) error {
+	if err == nil {
+		return nil
+	}
+	e := &Error{Runtime: filepath.Base(r.Binary), Verb: verb, Err: err}
+	e.Message, _ = lastError(log)
+	if class := classify(e.Message + " " + err.Error()); class != nil {
+		e.Err = errors.Join(err, class)
+	}
+	return e
+}
+
+// classify finds the class of a failure in the words of runc or crun, the only
+// place where they tell it.
+func classify(text string) error {
+	has := func(phrase string) bool { return strings.Contains(text, phrase) }
+	switch {
+	case has("container does not exist"), has("container") && has("does not exist"):
+		return errdefs.ErrNotFound
+	case has("container not running"), has("cannot exec in a stopped container"), has("is not running"):
+		return errdefs.ErrFailedPrecondition
+	case has("executable file"), has("exec") && (has("no such file or directory") || has("permission denied")):
+		return errdefs.ErrInvalidArgument
+	case has("already exists"):
+		return errdefs.ErrAlreadyExists
+	}
+	return nil
+}
+
+// maxLog bounds what is read of a runtime's log: its end.
+const maxLog = 64 << 10
+
+// lastError returns the last message of level error or above in a log of JSON lines.
+func lastError(path string) (string, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	if info, err := f.Stat(); err == nil && info.Size() > maxLog {
+		if _, err := f.Seek(-maxLog, io.SeekEnd); err != nil {
+			return "", err
+		}
+	}
+	var last string
+	lines := bufio.NewScanner(io.LimitReader(f, maxLog))
+	lines.Buffer(make([]byte, 0, 4<<10), maxLog)
+	for lines.Scan() {
+		var line struct {
+			Level string `json:"level"`
+			Msg   string `json:"msg"`
+		}
+		if json.Unmarshal(lines.Bytes(), &line) != nil || line.Msg == "" {
+			continue
+		}
+		switch line.Level {
+		case "error", "fatal", "panic":
+			last = strings.TrimSpace(line.Msg)
+		}
+	}
+	return last, lines.Err()
+}
+
+// Waiting tells whether a created container still waits to be started.
+func (r Runtime) Waiting(ctx context.Context, id, log string) bool {
+	c, err := r.runc(log).State(ctx, id)
+	return err == nil && c.Status == "created"
+}
+
+// Features tells what the OCI runtime at path can do. NotImplemented: it has no
+// such command.
+func Features(ctx context.Context, path string) (*features.Features, error) {
+	f, err := (&runc.Runc{Command: path}).Features(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("%s features: %w: %w", filepath.Base(path), err, errdefs.ErrNotImplemented)
+	}
+	return f, nil
+}

@@ -1,0 +1,314 @@
+package service
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+
+	runtimeapi "github.com/containerd/containerd/api/runtime/sandbox/v1"
+	taskapi "github.com/containerd/containerd/api/runtime/task/v3"
+	"github.com/containerd/containerd/api/types/runc/options"
+	tasktypes "github.com/containerd/containerd/api/types/task"
+	"github.com/containerd/containerd/v2/core/mount"
+	core "github.com/containerd/containerd/v2/core/sandbox"
+	"github.com/containerd/log"
+	"github.com/containerd/ttrpc"
+	"github.com/containerd/typeurl/v2"
+	"google.golang.org/protobuf/types/known/anypb"
+	"google.golang.org/protobuf/types/known/emptypb"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"caisson/internal/stdio"
+	"caisson/internal/task"
+)
+
+// Tasks is what the Task service needs of the controller.
+type Tasks interface {
+	core.Controller
+	Tasks(ctx context.Context, sandboxID string) (*task.Set, error)
+	CreateTask(ctx context.Context, sandboxID string, req task.CreateRequest) (int, error)
+	Release(ctx context.Context, sandboxID string) error
+}
+
+// Endpoints serves the Task and Sandbox APIs of each sandbox on a listener of
+// its own. One server answers for all of them: which sandbox is meant, the
+// listener tells.
+type Endpoints struct {
+	ctx context.Context
+	srv *ttrpc.Server
+}
+
+// NewEndpoints returns a server without listeners; it ends with ctx.
+func NewEndpoints(ctx context.Context, ctl Tasks) (*Endpoints, error) {
+	srv, err := NewTTRPCServer()
+	if err != nil {
+		return nil, err
+	}
+	taskapi.RegisterTTRPCTaskService(srv, &taskService{ctl: ctl})
+	runtimeapi.RegisterTTRPCSandboxService(srv, &runtimeService{ctl: ctl})
+	return &Endpoints{ctx: ctx, srv: srv}, nil
+}
+
+type sandboxKey struct{}
+
+// Serve answers on l for one sandbox until the returned function is called.
+// Connections that are open then are left to their clients, which close them
+// when they have their last answer.
+func (e *Endpoints) Serve(namespace, sandboxID string, l net.Listener) (stop func()) {
+	ctx := context.WithValue(context.WithoutCancel(e.ctx), sandboxKey{}, sandboxID)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		if err := e.srv.Serve(ctx, rootOnly{l}); err != nil && !isClosed(err) {
+			log.G(e.ctx).WithError(err).WithField("sandbox_id", sandboxID).WithField("namespace", namespace).Error("serve tasks")
+		}
+	}()
+	return func() {
+		l.Close()
+		<-done
+	}
+}
+
+// Close ends all connections.
+func (e *Endpoints) Close() error {
+	if err := e.srv.Close(); err != nil && !isClosed(err) {
+		return fmt.Errorf("close task endpoints: %w", err)
+	}
+	return nil
+}
+
+// isClosed tells the end that we asked for from a failure.
+func isClosed(err error) bool {
+	return errors.Is(err, net.ErrClosed) || errors.Is(err, ttrpc.ErrServerClosed)
+}
+
+// taskService is containerd's Task API, version 3.
+type taskService struct {
+	ctl Tasks
+}
+
+var _ taskapi.TTRPCTaskService = (*taskService)(nil)
+
+var empty = &emptypb.Empty{}
+
+func sandboxID(ctx context.Context) string {
+	id, _ := ctx.Value(sandboxKey{}).(string)
+	return id
+}
+
+func (s *taskService) tasks(ctx context.Context) (*task.Set, error) {
+	return s.ctl.Tasks(ctx, sandboxID(ctx))
+}
+
+// do runs a call that answers with nothing.
+func (s *taskService) do(ctx context.Context, call func(*task.Set) error) (*emptypb.Empty, error) {
+	tasks, err := s.tasks(ctx)
+	if err == nil {
+		err = call(tasks)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return empty, nil
+}
+
+// optional keeps a missing message from becoming an Any that is not nil.
+func optional(any *anypb.Any) typeurl.Any {
+	if any == nil {
+		return nil
+	}
+	return any
+}
+
+func (s *taskService) State(ctx context.Context, r *taskapi.StateRequest) (*taskapi.StateResponse, error) {
+	tasks, err := s.tasks(ctx)
+	if err != nil {
+		return nil, err
+	}
+	st, err := tasks.State(ctx, r.GetID(), r.GetExecID())
+	if err != nil {
+		return nil, err
+	}
+	resp := &taskapi.StateResponse{
+		ID:       r.GetID(),
+		ExecID:   r.GetExecID(),
+		Bundle:   st.Bundle,
+		Pid:      uint32(st.Pid),
+		Status:   taskStatus(st),
+		Stdin:    st.Stdio.Stdin,
+		Stdout:   st.Stdio.Stdout,
+		Stderr:   st.Stdio.Stderr,
+		Terminal: st.Stdio.Terminal,
+	}
+	if st.State == task.Stopped {
+		resp.ExitStatus, resp.ExitedAt = st.Exit.Status, timestamppb.New(st.Exit.At)
+	}
+	return resp, nil
+}
+
+// taskStatus is the status in containerd's terms: a process that is being started was created.
+func taskStatus(st task.Status) tasktypes.Status {
+	switch {
+	case st.Paused:
+		return tasktypes.Status_PAUSED
+	case st.State == task.Running:
+		return tasktypes.Status_RUNNING
+	case st.State == task.Stopped:
+		return tasktypes.Status_STOPPED
+	}
+	return tasktypes.Status_CREATED
+}
+
+func (s *taskService) Create(ctx context.Context, r *taskapi.CreateTaskRequest) (*taskapi.CreateTaskResponse, error) {
+	pid, err := s.ctl.CreateTask(ctx, sandboxID(ctx), task.CreateRequest{
+		ID:               r.GetID(),
+		Bundle:           r.GetBundle(),
+		Rootfs:           mount.FromProto(r.GetRootfs()),
+		Stdio:            stdio.Config{Stdin: r.GetStdin(), Stdout: r.GetStdout(), Stderr: r.GetStderr(), Terminal: r.GetTerminal()},
+		Checkpoint:       r.GetCheckpoint(),
+		ParentCheckpoint: r.GetParentCheckpoint(),
+		Options:          optional(r.GetOptions()),
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &taskapi.CreateTaskResponse{Pid: uint32(pid)}, nil
+}
+
+func (s *taskService) Start(ctx context.Context, r *taskapi.StartRequest) (*taskapi.StartResponse, error) {
+	tasks, err := s.tasks(ctx)
+	if err != nil {
+		return nil, err
+	}
+	pid, err := tasks.Start(ctx, r.GetID(), r.GetExecID())
+	if err != nil {
+		return nil, err
+	}
+	return &taskapi.StartResponse{Pid: uint32(pid)}, nil
+}
+
+func (s *taskService) Delete(ctx context.Context, r *taskapi.DeleteRequest) (*taskapi.DeleteResponse, error) {
+	tasks, err := s.tasks(ctx)
+	if err != nil {
+		return nil, err
+	}
+	exit, err := tasks.Delete(ctx, r.GetID(), r.GetExecID())
+	if err != nil {
+		return nil, err
+	}
+	return &taskapi.DeleteResponse{Pid: uint32(exit.Pid), ExitStatus: exit.Status, ExitedAt: timestamppb.New(exit.At)}, nil
+}
+
+func (s *taskService) Pids(ctx context.Context, r *taskapi.PidsRequest) (*taskapi.PidsResponse, error) {
+	tasks, err := s.tasks(ctx)
+	if err != nil {
+		return nil, err
+	}
+	pids, err := tasks.Pids(ctx, r.GetID())
+	if err != nil {
+		return nil, err
+	}
+	resp := &taskapi.PidsResponse{}
+	for _, p := range pids {
+		info := &tasktypes.ProcessInfo{Pid: uint32(p.Pid)}
+		if p.ExecID != "" {
+			if info.Info, err = typeurl.MarshalAnyToProto(&options.ProcessDetails{ExecID: p.ExecID}); err != nil {
+				return nil, fmt.Errorf("process %d: %w", p.Pid, err)
+			}
+		}
+		resp.Processes = append(resp.Processes, info)
+	}
+	return resp, nil
+}
+
+func (s *taskService) Pause(ctx context.Context, r *taskapi.PauseRequest) (*emptypb.Empty, error) {
+	return s.do(ctx, func(t *task.Set) error { return t.Pause(ctx, r.GetID()) })
+}
+
+func (s *taskService) Resume(ctx context.Context, r *taskapi.ResumeRequest) (*emptypb.Empty, error) {
+	return s.do(ctx, func(t *task.Set) error { return t.Resume(ctx, r.GetID()) })
+}
+
+func (s *taskService) Checkpoint(ctx context.Context, r *taskapi.CheckpointTaskRequest) (*emptypb.Empty, error) {
+	return s.do(ctx, func(t *task.Set) error {
+		return t.Checkpoint(ctx, r.GetID(), r.GetPath(), optional(r.GetOptions()))
+	})
+}
+
+func (s *taskService) Kill(ctx context.Context, r *taskapi.KillRequest) (*emptypb.Empty, error) {
+	return s.do(ctx, func(t *task.Set) error {
+		return t.Kill(ctx, r.GetID(), r.GetExecID(), r.GetSignal(), r.GetAll())
+	})
+}
+
+func (s *taskService) Exec(ctx context.Context, r *taskapi.ExecProcessRequest) (*emptypb.Empty, error) {
+	return s.do(ctx, func(t *task.Set) error {
+		return t.Exec(ctx, task.ExecRequest{
+			ID:     r.GetID(),
+			ExecID: r.GetExecID(),
+			Stdio:  stdio.Config{Stdin: r.GetStdin(), Stdout: r.GetStdout(), Stderr: r.GetStderr(), Terminal: r.GetTerminal()},
+			Spec:   optional(r.GetSpec()),
+		})
+	})
+}
+
+func (s *taskService) ResizePty(ctx context.Context, r *taskapi.ResizePtyRequest) (*emptypb.Empty, error) {
+	return s.do(ctx, func(t *task.Set) error {
+		return t.ResizePty(ctx, r.GetID(), r.GetExecID(), r.GetWidth(), r.GetHeight())
+	})
+}
+
+func (s *taskService) CloseIO(ctx context.Context, r *taskapi.CloseIORequest) (*emptypb.Empty, error) {
+	if !r.GetStdin() {
+		return empty, nil
+	}
+	return s.do(ctx, func(t *task.Set) error { return t.CloseIO(ctx, r.GetID(), r.GetExecID()) })
+}
+
+func (s *taskService) Update(ctx context.Context, r *taskapi.UpdateTaskRequest) (*emptypb.Empty, error) {
+	return s.do(ctx, func(t *task.Set) error { return t.Update(ctx, r.GetID(), optional(r.GetResources())) })
+}
+
+func (s *taskService) Wait(ctx context.Context, r *taskapi.WaitRequest) (*taskapi.WaitResponse, error) {
+	tasks, err := s.tasks(ctx)
+	if err != nil {
+		return nil, err
+	}
+	exit, err := tasks.Wait(ctx, r.GetID(), r.GetExecID())
+	if err != nil {
+		return nil, err
+	}
+	return &taskapi.WaitResponse{ExitStatus: exit.Status, ExitedAt: timestamppb.New(exit.At)}, nil
+}
+
+func (s *taskService) Stats(ctx context.Context, r *taskapi.StatsRequest) (*taskapi.StatsResponse, error) {
+	tasks, err := s.tasks(ctx)
+	if err != nil {
+		return nil, err
+	}
+	stats, err := tasks.Stats(ctx, r.GetID())
+	if err != nil {
+		return nil, err
+	}
+	return &taskapi.StatsResponse{Stats: typeurl.MarshalProto(stats)}, nil
+}
+
+func (s *taskService) Connect(ctx context.Context, r *taskapi.ConnectRequest) (*taskapi.ConnectResponse, error) {
+	tasks, err := s.tasks(ctx)
+	if err != nil {
+		return nil, err
+	}
+	conn, err := tasks.Connect(ctx, r.GetID())
+	if err != nil {
+		return nil, err
+	}
+	return &taskapi.ConnectResponse{ShimPid: uint32(conn.MonitorPid), TaskPid: uint32(conn.TaskPid)}, nil
+}
+
+func (s *taskService) Shutdown(ctx context.Context, _ *taskapi.ShutdownRequest) (*emptypb.Empty, error) {
+	if err := s.ctl.Release(ctx, sandboxID(ctx)); err != nil {
+		return nil, err
+	}
+	return empty, nil
+}

@@ -1,0 +1,65 @@
+// Package statefile keeps small JSON records in the run-time directory.
+//
+// The directory is on tmpfs and does not outlive a reboot, so a record is
+// replaced by a rename, which a killed daemon cannot tear, and never synced.
+package statefile
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+
+	"github.com/containerd/errdefs"
+)
+
+// maxSize bounds what Read takes in.
+const maxSize = 4 << 20
+
+// Write replaces the record at path.
+func Write(path string, value any) error {
+	data, err := json.Marshal(value)
+	if err != nil {
+		return fmt.Errorf("write %s: %w", path, err)
+	}
+	temp := path + ".new"
+	if err := os.WriteFile(temp, data, 0o600); err != nil {
+		return errors.Join(fmt.Errorf("write %s: %w", path, err), remove(temp))
+	}
+	if err := os.Rename(temp, path); err != nil {
+		return errors.Join(fmt.Errorf("write %s: %w", path, err), remove(temp))
+	}
+	return nil
+}
+
+func remove(path string) error {
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+// Read fills value from the record at path. NotFound: there is none. DataLoss:
+// there is one that cannot be understood.
+func Read(path string, value any) error {
+	f, err := os.Open(path)
+	if errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("read %s: %w", path, errdefs.ErrNotFound)
+	}
+	if err != nil {
+		return fmt.Errorf("read %s: %w", path, err)
+	}
+	defer f.Close()
+	data, err := io.ReadAll(io.LimitReader(f, maxSize+1))
+	if err != nil {
+		return fmt.Errorf("read %s: %w", path, err)
+	}
+	if len(data) > maxSize {
+		return fmt.Errorf("read %s: larger than %d bytes: %w", path, maxSize, errdefs.ErrDataLoss)
+	}
+	if err := json.Unmarshal(data, value); err != nil {
+		return fmt.Errorf("read %s: %w: %w", path, err, errdefs.ErrDataLoss)
+	}
+	return nil
+}

@@ -1,0 +1,240 @@
+package task
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/containerd/containerd/api/events"
+	"github.com/containerd/containerd/v2/core/mount"
+	"github.com/containerd/errdefs"
+	"github.com/containerd/log"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"caisson/internal/cgroup"
+	"caisson/internal/oci"
+	"caisson/internal/statefile"
+)
+
+// containerRecord is what the run-time directory says of a container; it does
+// not change after Create.
+type containerRecord struct {
+	ID      string
+	Bundle  string
+	Runtime oci.Runtime
+	Rootfs  []mount.Mount
+	// Restore is where to restore from instead of starting afresh.
+	Restore *oci.Restore
+	// CheckpointPath and CriuWorkPath are the defaults of Checkpoint.
+	CheckpointPath, CriuWorkPath string
+	// IoUID and IoGID own the pipes of the container's processes.
+	IoUID, IoGID uint32
+	// KillAll is set when the container's processes do not end with its init,
+	// because they share a PID namespace with others.
+	KillAll bool
+}
+
+// container is one task: an init process and the execs beside it.
+type container struct {
+	containerRecord
+	set  *Set
+	init *process
+
+	mu       sync.Mutex // guards the fields below
+	execs    map[string]*process
+	ending   bool // init has ended: no exec can start any more
+	paused   bool
+	group    *cgroup.Group
+	unwatch  context.CancelFunc // stops the watch for out-of-memory kills
+	watching sync.WaitGroup
+}
+
+func newContainer(s *Set, rec containerRecord) *container {
+	return &container{containerRecord: rec, set: s, execs: map[string]*process{}}
+}
+
+func (c *container) dir() string { return c.set.dir(c.ID) }
+
+func (c *container) file(name string) string { return filepath.Join(c.dir(), name) }
+
+func (c *container) rootfs() string { return filepath.Join(c.Bundle, "rootfs") }
+
+// log is where the OCI runtime logs for a process; one file each, so that the
+// last error belongs to the call that failed.
+func (c *container) log(execID string) string {
+	if execID == "" {
+		return c.file("init.log")
+	}
+	return c.file("exec-" + execID + ".log")
+}
+
+func (c *container) process(execID string) (*process, error) {
+	if execID == "" {
+		return c.init, nil
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	p, ok := c.execs[execID]
+	if !ok {
+		return nil, fmt.Errorf("exec %q in task %q: %w", execID, c.ID, errdefs.ErrNotFound)
+	}
+	return p, nil
+}
+
+func (c *container) allExecs() []*process {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	all := make([]*process, 0, len(c.execs))
+	for _, p := range c.execs {
+		all = append(all, p)
+	}
+	return all
+}
+
+// cgroup of the container's processes. NotFound before there are any.
+func (c *container) cgroup() (*cgroup.Group, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.group == nil {
+		return nil, fmt.Errorf("task %q: cgroup: %w", c.ID, errdefs.ErrNotFound)
+	}
+	return c.group, nil
+}
+
+// watch opens the container's cgroup and starts to report out-of-memory kills.
+// Failing that, the container runs all the same, unobserved, and the log says so.
+func (c *container) watch(ctx context.Context, group *cgroup.Group) {
+	wctx, cancel := context.WithCancel(c.set.context())
+	c.mu.Lock()
+	c.group, c.unwatch = group, cancel
+	c.mu.Unlock()
+	ooms, err := group.WatchOOM(wctx)
+	if err != nil {
+		log.G(ctx).WithError(err).WithField("container_id", c.ID).Warn("out-of-memory kills of this container will not be reported")
+		return
+	}
+	c.watching.Go(func() {
+		for range ooms {
+			if err := c.set.publish(wctx, "", &events.TaskOOM{ContainerID: c.ID}); err != nil {
+				log.G(ctx).WithError(err).WithField("container_id", c.ID).Error("publish out-of-memory kill")
+			}
+		}
+	})
+}
+
+// release ends what the daemon runs for the container, and leaves the container be.
+func (c *container) release() {
+	c.mu.Lock()
+	unwatch := c.unwatch
+	c.mu.Unlock()
+	if unwatch != nil {
+		unwatch()
+	}
+	c.watching.Wait()
+	for _, p := range append(c.allExecs(), c.init) {
+		if t := p.terminal(); t != nil {
+			t.Close()
+		}
+	}
+}
+
+// initEnded is called when the init process has ended, before that is told to
+// anybody: the exits of the container's other processes come first.
+func (c *container) initEnded(ctx context.Context) {
+	c.mu.Lock()
+	c.ending = true
+	group, unwatch := c.group, c.unwatch
+	c.mu.Unlock()
+	if c.KillAll && group != nil {
+		kctx, cancel := context.WithTimeout(ctx, killTimeout)
+		if err := group.Kill(kctx); err != nil && !errdefs.IsNotFound(err) {
+			log.G(ctx).WithError(err).WithField("container_id", c.ID).Error("kill what is left of a container")
+		}
+		cancel()
+	}
+	for _, p := range c.allExecs() {
+		p.waitEnded(ctx)
+	}
+	if unwatch != nil {
+		unwatch()
+		c.watching.Wait()
+	}
+}
+
+// killTimeout bounds how long killed processes may take to go; those in
+// uninterruptible sleep can take any time.
+const killTimeout = 10 * time.Second
+
+// waitEnded returns when an exec that was started has ended and that has been
+// published, or when it turns out not to have been started.
+func (p *process) waitEnded(ctx context.Context) {
+	p.op <- struct{}{} // a start under way fails or succeeds first
+	state := p.snapshot().State
+	p.unlock()
+	if state != Running {
+		return
+	}
+	select {
+	case <-p.done:
+	case <-time.After(killTimeout):
+		log.G(ctx).WithField("exec", p.String()).Error("outlived its container's init; its exit will be told late")
+	}
+}
+
+// mountRootfs mounts the root filesystem in the bundle.
+func (c *container) mountRootfs() error {
+	if len(c.Rootfs) == 0 {
+		return nil
+	}
+	if err := os.Mkdir(c.rootfs(), 0o711); err != nil && !errors.Is(err, os.ErrExist) {
+		return fmt.Errorf("task %q: %w", c.ID, err)
+	}
+	if err := mount.All(c.Rootfs, c.rootfs()); err != nil {
+		return errors.Join(fmt.Errorf("task %q: mount root filesystem: %w", c.ID, err), c.unmountRootfs())
+	}
+	return nil
+}
+
+func (c *container) unmountRootfs() error {
+	if len(c.Rootfs) == 0 {
+		return nil
+	}
+	if err := mount.UnmountMounts(c.Rootfs, c.rootfs(), 0); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("task %q: unmount root filesystem: %w", c.ID, err)
+	}
+	return nil
+}
+
+func (c *container) save() error {
+	if err := os.MkdirAll(c.dir(), 0o700); err != nil {
+		return fmt.Errorf("task %q: %w", c.ID, err)
+	}
+	if err := statefile.Write(c.file("container.json"), c.containerRecord); err != nil {
+		return fmt.Errorf("task %q: %w", c.ID, err)
+	}
+	return nil
+}
+
+func (c *container) removeDir() error {
+	if err := os.RemoveAll(c.dir()); err != nil {
+		return fmt.Errorf("task %q: %w", c.ID, err)
+	}
+	return nil
+}
+
+// sharesPID tells whether a container's processes survive its init.
+func sharesPID(spec *specs.Spec) bool {
+	if spec.Linux == nil {
+		return true
+	}
+	for _, ns := range spec.Linux.Namespaces {
+		if ns.Type == specs.PIDNamespace {
+			return ns.Path != ""
+		}
+	}
+	return true
+}

@@ -1,0 +1,349 @@
+package task
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"github.com/containerd/containerd/api/events"
+	"github.com/containerd/containerd/api/types/runc/options"
+	"github.com/containerd/containerd/v2/core/mount"
+	"github.com/containerd/errdefs"
+	"github.com/containerd/typeurl/v2"
+	"golang.org/x/sys/unix"
+
+	"caisson/internal/cgroup"
+	"caisson/internal/isolation"
+	"caisson/internal/monitor"
+	"caisson/internal/oci"
+	"caisson/internal/stdio"
+	"caisson/internal/undo"
+)
+
+// CreateRequest describes a container.
+type CreateRequest struct {
+	ID string
+	// Bundle is the directory with config.json and rootfs.
+	Bundle string
+	Rootfs []mount.Mount
+	Stdio  stdio.Config
+	// Checkpoint is a directory to restore from, if not empty.
+	Checkpoint, ParentCheckpoint string
+	// Options are containerd.runc.v1.Options, or nil.
+	Options typeurl.Any
+}
+
+// Create prepares a container: its root filesystem is mounted and its init
+// process waits to be started. It returns the pid of that. On error nothing is
+// left. AlreadyExists: there is a task of that ID; FailedPrecondition: the
+// sandbox does not run; InvalidArgument: bundle, specification or options.
+func (s *Set) Create(ctx context.Context, req CreateRequest) (_ int, err error) {
+	if _, err := s.attached(); err != nil {
+		return 0, err
+	}
+	c, err := s.reserve(req)
+	if err != nil {
+		return 0, err
+	}
+	p := c.init
+	if err := p.lock(ctx); err != nil {
+		return 0, err
+	}
+	defer p.unlock()
+	var steps undo.Stack
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, steps.Run(ctx))
+		}
+	}()
+	steps.Add("reservation", func(context.Context) error { s.remove(c); return nil })
+
+	if err := c.join(); err != nil {
+		return 0, err
+	}
+	steps.Add("records", func(context.Context) error { return c.removeDir() })
+	if err := c.save(); err != nil {
+		return 0, err
+	}
+	if err := p.save(); err != nil {
+		return 0, err
+	}
+	steps.Add("root filesystem", func(context.Context) error { return c.unmountRootfs() })
+	if err := c.mountRootfs(); err != nil {
+		return 0, err
+	}
+	if c.Restore == nil {
+		steps.Add("container", func(ctx context.Context) error {
+			return c.Runtime.Delete(ctx, c.ID, c.file("undo.log"), true)
+		})
+		if err := c.launch(ctx, p, Created, c.createArgs); err != nil {
+			return 0, err
+		}
+	} else if err := p.move(Created, nil); err != nil {
+		return 0, err
+	}
+	return p.snapshot().Pid, s.publish(ctx, "", c.createEvent(req))
+}
+
+func (c *container) createEvent(req CreateRequest) *events.TaskCreate {
+	return &events.TaskCreate{
+		ContainerID: c.ID,
+		Bundle:      c.Bundle,
+		Rootfs:      mount.ToProto(c.Rootfs),
+		IO: &events.TaskIO{
+			Stdin:    req.Stdio.Stdin,
+			Stdout:   req.Stdio.Stdout,
+			Stderr:   req.Stdio.Stderr,
+			Terminal: req.Stdio.Terminal,
+		},
+		Checkpoint: req.Checkpoint,
+		Pid:        uint32(c.init.snapshot().Pid),
+	}
+}
+
+// reserve checks a request and enters its container in the set.
+func (s *Set) reserve(req CreateRequest) (*container, error) {
+	if err := validID("task", req.ID); err != nil {
+		return nil, err
+	}
+	if !filepath.IsAbs(req.Bundle) {
+		return nil, fmt.Errorf("task %q: bundle %q is not an absolute path: %w", req.ID, req.Bundle, errdefs.ErrInvalidArgument)
+	}
+	opts, err := runcOptions(req.ID, req.Options)
+	if err != nil {
+		return nil, err
+	}
+	runtime, err := s.runtime(opts)
+	if err != nil {
+		return nil, fmt.Errorf("task %q: %w", req.ID, err)
+	}
+	rec := containerRecord{
+		ID:             req.ID,
+		Bundle:         filepath.Clean(req.Bundle),
+		Runtime:        runtime,
+		Rootfs:         req.Rootfs,
+		CheckpointPath: opts.GetCriuImagePath(),
+		CriuWorkPath:   opts.GetCriuWorkPath(),
+		IoUID:          opts.GetIoUid(),
+		IoGID:          opts.GetIoGid(),
+	}
+	if req.Checkpoint != "" {
+		rec.Restore = &oci.Restore{ImagePath: req.Checkpoint, ParentPath: req.ParentCheckpoint, WorkPath: rec.workPath()}
+	}
+	c := newContainer(s, rec)
+	c.init = newProcess(c, "", req.Stdio, Adding)
+
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if _, ok := s.containers[c.ID]; ok {
+		return nil, fmt.Errorf("task %q: %w", c.ID, errdefs.ErrAlreadyExists)
+	}
+	s.containers[c.ID] = c
+	return c, nil
+}
+
+func (s *Set) remove(c *container) {
+	s.mu.Lock()
+	delete(s.containers, c.ID)
+	s.mu.Unlock()
+}
+
+func (r containerRecord) workPath() string {
+	if r.CriuWorkPath != "" {
+		return r.CriuWorkPath
+	}
+	return filepath.Join(r.Bundle, "work")
+}
+
+func runcOptions(id string, any typeurl.Any) (*options.Options, error) {
+	if any == nil || any.GetTypeUrl() == "" {
+		return &options.Options{}, nil
+	}
+	value, err := typeurl.UnmarshalAny(any)
+	if err != nil {
+		return nil, fmt.Errorf("task %q: options: %w: %w", id, err, errdefs.ErrInvalidArgument)
+	}
+	opts, ok := value.(*options.Options)
+	if !ok {
+		return nil, fmt.Errorf("task %q: options of type %q, want containerd.runc.v1.Options: %w", id, any.GetTypeUrl(), errdefs.ErrInvalidArgument)
+	}
+	return opts, nil
+}
+
+func (s *Set) runtime(opts *options.Options) (oci.Runtime, error) {
+	name := opts.GetBinaryName()
+	if name == "" {
+		name = s.cfg.RuntimeName()
+	}
+	binary, err := oci.Find(name)
+	if err != nil {
+		return oci.Runtime{}, err
+	}
+	root := opts.GetRoot()
+	if root == "" {
+		root = s.cfg.RuntimeRoot
+	}
+	return oci.Runtime{
+		Binary:        binary,
+		Root:          filepath.Join(root, s.cfg.Namespace),
+		SystemdCgroup: opts.GetSystemdCgroup() || s.cfg.SystemdCgroup,
+		NoPivotRoot:   opts.GetNoPivotRoot(),
+		NoNewKeyring:  opts.GetNoNewKeyring(),
+	}, nil
+}
+
+// join makes the container's specification that of a member of the sandbox.
+func (c *container) join() error {
+	spec, err := oci.ReadSpec(c.Bundle)
+	if err != nil {
+		return fmt.Errorf("task %q: %w", c.ID, err)
+	}
+	if spec.Process.Terminal != c.init.rec.Stdio.Terminal {
+		return fmt.Errorf("task %q: the request and config.json differ on having a terminal: %w", c.ID, errdefs.ErrInvalidArgument)
+	}
+	if c.set.cfg.Membership(c.ID).Join(spec) {
+		if err := oci.WriteSpec(c.Bundle, spec); err != nil {
+			return fmt.Errorf("task %q: %w", c.ID, err)
+		}
+	}
+	c.KillAll = sharesPID(spec)
+	return nil
+}
+
+// launch runs an OCI runtime that makes the init process, and takes note of it.
+func (c *container) launch(ctx context.Context, p *process, to State, args commandLine) error {
+	started, err := p.spawn(ctx, args)
+	if err != nil {
+		return err
+	}
+	group, err := cgroup.OfProcess(started.Pid)
+	if err != nil {
+		return fmt.Errorf("%v: cgroup: %w", p, err)
+	}
+	err = p.move(to, func(r *record) {
+		r.Pid, r.Serial, r.CgroupPath = started.Pid, started.Serial, group.Path()
+	})
+	if err != nil {
+		return err
+	}
+	c.watch(ctx, group)
+	return nil
+}
+
+// commandLine is an OCI runtime's, once its files are known.
+type commandLine func(oci.Files) []string
+
+func (c *container) createArgs(f oci.Files) []string {
+	return c.Runtime.CreateArgs(c.ID, c.Bundle, f)
+}
+
+func (c *container) restoreArgs(f oci.Files) []string {
+	return c.Runtime.RestoreArgs(c.ID, c.Bundle, f, *c.Restore)
+}
+
+// spawn runs an OCI runtime through the monitor, with the process's stdio, and
+// returns the process that it left behind. On error the runtime has ended and
+// the stdio is released; what the runtime made is the caller's to undo.
+func (p *process) spawn(ctx context.Context, args commandLine) (_ monitor.Process, err error) {
+	host, err := p.c.set.attached()
+	if err != nil {
+		return monitor.Process{}, err
+	}
+	var steps undo.Stack
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, steps.Run(ctx))
+		}
+	}()
+	steps.Add("stdio", func(ctx context.Context) error {
+		if t := p.terminal(); t != nil {
+			t.Close()
+			p.setTerminal(nil)
+		}
+		return host.DropPrefix(ctx, p.keptPrefix())
+	})
+	io, err := p.openIO(ctx, host)
+	if err != nil {
+		return monitor.Process{}, err
+	}
+	defer io.close(ctx)
+	files := oci.Files{Log: p.c.log(p.execID), Pid: p.path + ".pid", Console: io.consolePath()}
+	started, err := p.run(ctx, host, files, args(files), io.files)
+	if err != nil {
+		return monitor.Process{}, err
+	}
+	if io.console != nil {
+		if err := p.takeTerminal(ctx, host, io); err != nil {
+			return monitor.Process{}, err
+		}
+	}
+	return started, nil
+}
+
+// run spawns a runtime, waits for its end, and returns what it left behind.
+func (p *process) run(ctx context.Context, host isolation.Host, f oci.Files, args []string, stdio []*os.File) (monitor.Process, error) {
+	set := p.c.set
+	tag := p.tag()
+	end, err := set.expect(tag)
+	if err != nil {
+		return monitor.Process{}, err
+	}
+	defer set.unexpect(tag)
+	runtime, err := host.Spawn(ctx, monitor.SpawnRequest{
+		Tag:     tag,
+		PidFile: f.Pid,
+		Dir:     p.c.Bundle,
+		Args:    args,
+		Env:     os.Environ(),
+		Files:   stdio,
+	})
+	if err != nil {
+		return monitor.Process{}, fmt.Errorf("%v: start OCI runtime: %w", p, err)
+	}
+	var exit monitor.Exit
+	var ok bool
+	select {
+	case exit, ok = <-end:
+	case <-ctx.Done():
+		err := fmt.Errorf("%v: OCI runtime: %w", p, ctx.Err())
+		return monitor.Process{}, errors.Join(err, stopRuntime(ctx, host, runtime.Serial, end))
+	}
+	switch {
+	case !ok:
+		return monitor.Process{}, fmt.Errorf("%v: %w", p, errMonitorGone)
+	case exitStatus(exit.Status) != 0:
+		failed := fmt.Errorf("exit status %d", exitStatus(exit.Status))
+		return monitor.Process{}, p.c.Runtime.Explain(verb(p), f.Log, failed)
+	case exit.Adopted == nil:
+		return monitor.Process{}, fmt.Errorf("%v: the OCI runtime left no process behind: %w", p, errdefs.ErrUnknown)
+	}
+	return *exit.Adopted, nil
+}
+
+// stopRuntime ends a runtime whose caller gave up: it might still make what the
+// caller undoes.
+func stopRuntime(ctx context.Context, host isolation.Host, serial uint64, end <-chan monitor.Exit) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), killTimeout)
+	defer cancel()
+	if err := host.Signal(ctx, serial, unix.SIGKILL); err != nil && !errdefs.IsNotFound(err) {
+		return fmt.Errorf("stop OCI runtime: %w", err)
+	}
+	select {
+	case <-end:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("stop OCI runtime: %w", ctx.Err())
+	}
+}
+
+func verb(p *process) string {
+	switch {
+	case p.execID != "":
+		return "exec"
+	case p.c.Restore != nil:
+		return "restore"
+	}
+	return "create"
+}

@@ -1,0 +1,186 @@
+package task
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/containerd/log"
+
+	"caisson/internal/isolation"
+	"caisson/internal/monitor"
+	"caisson/internal/stdio"
+)
+
+// processIO is what an OCI runtime is given as its own stdio, which becomes the
+// container's.
+type processIO struct {
+	set     *stdio.Set
+	files   []*os.File
+	console *stdio.ConsoleSocket // nil without a terminal
+}
+
+func (io *processIO) consolePath() string {
+	if io.console == nil {
+		return ""
+	}
+	return io.console.Path()
+}
+
+// close closes what the runtime has inherited, or never needed.
+func (io *processIO) close(ctx context.Context) {
+	err := io.set.Close()
+	if io.console != nil {
+		err = errors.Join(err, io.console.Close())
+	}
+	if err != nil {
+		log.G(ctx).WithError(err).Warn("close stdio")
+	}
+}
+
+// openIO opens the process's stdio. What must outlive the daemon is in the
+// monitor when it returns.
+func (p *process) openIO(ctx context.Context, host isolation.Host) (_ *processIO, err error) {
+	cfg := p.snapshot().Stdio
+	identity := stdio.Identity{Namespace: p.c.set.cfg.Namespace, ContainerID: p.c.ID}
+	if p.execID != "" {
+		identity.ContainerID = p.execID
+	}
+	set, err := stdio.Open(ctx, cfg, stdio.Owner{UID: p.c.IoUID, GID: p.c.IoGID}, identity)
+	if err != nil {
+		return nil, fmt.Errorf("%v: %w", p, err)
+	}
+	io := &processIO{set: set}
+	defer func() {
+		if err != nil {
+			io.close(ctx)
+			err = fmt.Errorf("%v: %w", p, err)
+		}
+	}()
+	child := set.Child()
+	io.files = child[:]
+	for stream, keeper := range set.Keepers() {
+		if err := host.Keep(ctx, p.kept(stream), keeper); err != nil {
+			return nil, fmt.Errorf("keep %s: %w", stream, err)
+		}
+	}
+	if cfg.Terminal {
+		if io.console, err = stdio.Listen(p.c.set.cfg.Dir); err != nil {
+			return nil, err
+		}
+	}
+	if logger := set.Logger(); logger != nil {
+		if err := p.startLogger(ctx, host, logger); err != nil {
+			return nil, err
+		}
+	}
+	return io, nil
+}
+
+// startLogger runs a binary:// logger beside the container: it outlives the
+// daemon, and ends when the container's output does.
+func (p *process) startLogger(ctx context.Context, host isolation.Host, l *stdio.Logger) error {
+	_, err := host.Spawn(ctx, monitor.SpawnRequest{
+		Tag:   "logger:" + p.tag(),
+		Dir:   "/",
+		Args:  l.Args,
+		Env:   l.Env,
+		Files: l.Files,
+	})
+	if err != nil {
+		return fmt.Errorf("start logger: %w", err)
+	}
+	return l.WaitReady(ctx)
+}
+
+// masterStream is the name under which the monitor keeps a terminal.
+const masterStream = "master"
+
+// takeTerminal receives the terminal that the runtime made, and starts to copy.
+func (p *process) takeTerminal(ctx context.Context, host isolation.Host, io *processIO) error {
+	master, err := io.console.Accept(ctx)
+	if err != nil {
+		return fmt.Errorf("%v: terminal: %w", p, err)
+	}
+	if err := host.Keep(ctx, p.kept(masterStream), master); err != nil {
+		return errors.Join(fmt.Errorf("%v: keep terminal: %w", p, err), master.Close())
+	}
+	return p.copyTerminal(master, io.set.Keepers())
+}
+
+func (p *process) copyTerminal(master *os.File, kept map[string]*os.File) error {
+	term, err := stdio.NewTerminal(master, p.snapshot().Stdio, kept)
+	if err != nil {
+		return errors.Join(fmt.Errorf("%v: %w", p, err), master.Close())
+	}
+	p.setTerminal(term)
+	return nil
+}
+
+// ResizePty changes the size of a process's terminal, in characters. It may be
+// repeated. FailedPrecondition: the process has no terminal.
+func (s *Set) ResizePty(_ context.Context, id, execID string, width, height uint32) error {
+	p, err := s.process(id, execID)
+	if err != nil {
+		return err
+	}
+	if !p.snapshot().Stdio.Terminal {
+		return fmt.Errorf("%v: resize: it has no terminal: %w", p, errdefs.ErrFailedPrecondition)
+	}
+	term := p.terminal()
+	if term == nil {
+		return nil // Not started yet, or ended: there is nothing to resize.
+	}
+	if err := term.Resize(width, height); err != nil {
+		return fmt.Errorf("%v: resize: %w", p, err)
+	}
+	return nil
+}
+
+// CloseIO closes a process's standard input: it reads to the end of what was
+// written, then sees the end. It may be repeated.
+func (s *Set) CloseIO(ctx context.Context, id, execID string) error {
+	p, err := s.process(id, execID)
+	if err != nil {
+		return err
+	}
+	if term := p.terminal(); term != nil {
+		term.CloseStdin()
+		return nil
+	}
+	host, err := s.attached()
+	if err != nil {
+		return nil // Whoever kept it open is gone.
+	}
+	if err := host.Drop(ctx, p.kept(stdio.Stdin)); err != nil {
+		return fmt.Errorf("%v: close stdin: %w", p, err)
+	}
+	return nil
+}
+
+// drainTimeout is how long the end of a terminal waits for somebody to read the
+// last output.
+const drainTimeout = 2 * time.Second
+
+// drain waits until the output of a process that has ended has reached its
+// reader, and ends the copying, so that the reader sees the end. Every caller
+// returns when that is done.
+func (p *process) drain(ctx context.Context) {
+	p.drained.Do(func() {
+		term := p.terminal()
+		if term == nil {
+			return
+		}
+		dctx, cancel := context.WithTimeout(ctx, drainTimeout)
+		defer cancel()
+		if err := term.Wait(dctx); err != nil {
+			log.G(ctx).WithError(err).WithField("process", p.String()).Warn("terminal closed with output that nobody read")
+		}
+		if err := term.Close(); err != nil {
+			log.G(ctx).WithError(err).WithField("process", p.String()).Warn("close terminal")
+		}
+	})
+}

@@ -1,0 +1,280 @@
+package task
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/containerd/containerd/api/events"
+	"github.com/containerd/errdefs"
+	"github.com/containerd/log"
+	"golang.org/x/sys/unix"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"caisson/internal/monitor"
+	"caisson/internal/statefile"
+	"caisson/internal/stdio"
+)
+
+// State of a process:
+//
+//	Adding ──► Created ──► Starting ──► Running ──► Stopped
+//	             │             │                       ▲
+//	             └─────────────┴───────────────────────┘
+//
+// A container's init is Adding while the OCI runtime creates it and Created when
+// its process waits to be started; an exec is Created when it is described.
+// Whatever has ended, or never can start again, is Stopped. Deleted processes
+// are gone and need no state.
+type State string
+
+// The states of a process.
+const (
+	Adding   State = "adding"
+	Created  State = "created"
+	Starting State = "starting"
+	Running  State = "running"
+	Stopped  State = "stopped"
+)
+
+var allowed = map[State][]State{
+	Adding:   {Created, Stopped},
+	Created:  {Starting, Stopped},
+	Starting: {Running, Created, Stopped},
+	Running:  {Stopped},
+	Stopped:  {},
+}
+
+// unknownExit is the status of a process whose end nobody saw.
+const unknownExit = 255
+
+// record is what the run-time directory says of a process.
+type record struct {
+	State      State
+	Pid        int
+	Serial     uint64 // the monitor's name for the process
+	ExitStatus uint32
+	ExitedAt   time.Time
+	Stdio      stdio.Config
+	// CgroupPath is where the init process runs.
+	CgroupPath string `json:",omitempty"`
+}
+
+// process is the init process of a container or an exec in it.
+type process struct {
+	c      *container
+	execID string
+	path   string // of its record
+
+	op   chan struct{} // held by the verb that is under way
+	done chan struct{} // closed when Stopped is recorded and published
+
+	drained sync.Once // the end of the terminal
+
+	mu   sync.Mutex // guards the fields below
+	rec  record
+	term *stdio.Terminal
+}
+
+func newProcess(c *container, execID string, io stdio.Config, state State) *process {
+	name := "init.json"
+	if execID != "" {
+		name = "exec-" + execID + ".json"
+	}
+	return &process{
+		c:      c,
+		execID: execID,
+		path:   c.file(name),
+		op:     make(chan struct{}, 1),
+		done:   make(chan struct{}),
+		rec:    record{State: state, Stdio: io},
+	}
+}
+
+// tag is the process's name in the monitor.
+func (p *process) tag() string {
+	if p.execID == "" {
+		return p.c.ID
+	}
+	return p.c.ID + "/" + p.execID
+}
+
+func splitTag(tag string) (id, execID string) {
+	id, execID, _ = strings.Cut(tag, "/")
+	return id, execID
+}
+
+// kept is the name of one of the process's descriptors in the monitor.
+func (p *process) kept(stream string) string { return p.keptPrefix() + stream }
+
+// keptPrefix ends with a character that no ID contains.
+func (p *process) keptPrefix() string { return p.c.ID + "/" + p.execID + ":" }
+
+func (p *process) String() string {
+	if p.execID == "" {
+		return fmt.Sprintf("task %q", p.c.ID)
+	}
+	return fmt.Sprintf("exec %q in task %q", p.execID, p.c.ID)
+}
+
+// lock waits until no other verb works on the process.
+func (p *process) lock(ctx context.Context) error {
+	select {
+	case p.op <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("%v: another call is under way: %w", p, ctx.Err())
+	}
+}
+
+func (p *process) unlock() { <-p.op }
+
+func (p *process) snapshot() record {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.rec
+}
+
+func (p *process) terminal() *stdio.Terminal {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.term
+}
+
+func (p *process) setTerminal(t *stdio.Terminal) {
+	p.mu.Lock()
+	p.term = t
+	p.mu.Unlock()
+}
+
+// move takes the process to another state and writes that down. The caller
+// holds op, so that the file follows the states in order; on an error the state
+// is as before.
+func (p *process) move(to State, change func(*record)) error {
+	p.mu.Lock()
+	next := p.rec
+	p.mu.Unlock()
+	if !slices.Contains(allowed[next.State], to) {
+		return fmt.Errorf("%v: %s to %s: %w", p, next.State, to, errdefs.ErrFailedPrecondition)
+	}
+	next.State = to
+	if change != nil {
+		change(&next)
+	}
+	if err := statefile.Write(p.path, next); err != nil {
+		return fmt.Errorf("%v: %w", p, err)
+	}
+	p.mu.Lock()
+	p.rec = next
+	p.mu.Unlock()
+	return nil
+}
+
+// save writes the record as it is.
+func (p *process) save() error {
+	if err := statefile.Write(p.path, p.snapshot()); err != nil {
+		return fmt.Errorf("%v: %w", p, err)
+	}
+	return nil
+}
+
+func (p *process) forget() error {
+	if err := os.Remove(p.path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("%v: %w", p, err)
+	}
+	return nil
+}
+
+// ended handles the end of the process as the monitor tells it. It may be told
+// twice, by a monitor whose acknowledgement a dead daemon did not send.
+func (p *process) ended(e monitor.Exit) {
+	p.op <- struct{}{} // a verb under way is bounded by its own context
+	defer p.unlock()
+	rec := p.snapshot()
+	if rec.Serial != e.Serial {
+		p.c.set.ack(e.Serial)
+		return
+	}
+	ctx := p.c.set.context()
+	if rec.State != Stopped {
+		if p.execID == "" {
+			p.c.initEnded(ctx)
+		}
+		p.stop(ctx, exitStatus(e.Status), e.ExitedAt)
+	}
+	if rec.Stdio.Terminal {
+		p.c.set.wg.Go(func() { p.drain(ctx) })
+	}
+	p.publishExit(ctx)
+	p.c.set.ack(e.Serial)
+	p.finish()
+}
+
+// stop records the end of the process. A record that cannot be written is
+// logged and kept in memory: the end is a fact.
+func (p *process) stop(ctx context.Context, status uint32, at time.Time) {
+	p.releaseIO(ctx)
+	err := p.move(Stopped, func(r *record) {
+		r.ExitStatus, r.ExitedAt = status, at
+	})
+	if err != nil {
+		log.G(ctx).WithError(err).Error("record exit")
+		p.mu.Lock()
+		p.rec.State, p.rec.ExitStatus, p.rec.ExitedAt = Stopped, status, at
+		p.mu.Unlock()
+	}
+}
+
+// finish wakes those who wait for the process. The caller holds op.
+func (p *process) finish() {
+	select {
+	case <-p.done:
+	default:
+		close(p.done)
+	}
+}
+
+func (p *process) publishExit(ctx context.Context) {
+	rec := p.snapshot()
+	if rec.Serial == 0 {
+		return // never ran
+	}
+	id := p.execID
+	if id == "" {
+		id = p.c.ID
+	}
+	key := fmt.Sprintf("exit/%s/%s/%s/%d/%d", p.c.set.cfg.Namespace, p.c.ID, p.execID, rec.Pid, rec.Serial)
+	err := p.c.set.publish(ctx, key, &events.TaskExit{
+		ContainerID: p.c.ID,
+		ID:          id,
+		Pid:         uint32(rec.Pid),
+		ExitStatus:  rec.ExitStatus,
+		ExitedAt:    timestamppb.New(rec.ExitedAt),
+	})
+	if err != nil {
+		log.G(ctx).WithError(err).Error("publish exit")
+	}
+}
+
+// releaseIO lets the readers of the process's output see its end.
+func (p *process) releaseIO(ctx context.Context) {
+	host, err := p.c.set.attached()
+	if err != nil {
+		return // The monitor kept the descriptors, and is gone with them.
+	}
+	if err := host.DropPrefix(ctx, p.keptPrefix()); err != nil && !errdefs.IsUnavailable(err) {
+		log.G(ctx).WithError(err).Warn("release stdio")
+	}
+}
+
+func exitStatus(ws unix.WaitStatus) uint32 {
+	if ws.Signaled() {
+		return 128 + uint32(ws.Signal())
+	}
+	return uint32(ws.ExitStatus())
+}

@@ -1,0 +1,264 @@
+// Package task runs the containers of a sandbox, and further processes in them.
+//
+// A Set holds the tasks of one sandbox and answers containerd's Task API in
+// plain Go; internal/service turns wire messages into its calls. What has to
+// outlive the daemon is in small JSON files in the sandbox's run-time directory
+// and in the sandbox's monitor: a new daemon calls Load, then Attach, and goes
+// on where the old one ended.
+//
+// A call on one process never waits for a call on another one, with one
+// exception that is the point of it: the exit of a container is told only after
+// the exits of all its other processes.
+package task
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"sync"
+
+	"github.com/containerd/containerd/v2/pkg/identifiers"
+	"github.com/containerd/containerd/v2/pkg/namespaces"
+	"github.com/containerd/errdefs"
+	"github.com/containerd/log"
+
+	"caisson/internal/events"
+	"caisson/internal/isolation"
+	"caisson/internal/monitor"
+	"caisson/internal/oci"
+)
+
+// Publisher takes task events. Publish returns when the event is safe from a
+// crash of the daemon; a key that was published before is not published again.
+type Publisher interface {
+	Publish(ctx context.Context, key, topic string, event any) error
+}
+
+// Config is what the tasks of one sandbox need to know.
+type Config struct {
+	Namespace string
+	SandboxID string
+	// Dir is the sandbox's run-time directory, short enough for sockets.
+	Dir string
+	// RuntimeName and RuntimeRoot are used where a client's options name none.
+	RuntimeName func() string
+	RuntimeRoot string
+	// SystemdCgroup is the default for clients that say nothing.
+	SystemdCgroup bool
+	// Membership is what a container of the sandbox takes over from it.
+	Membership func(containerID string) oci.Membership
+	Events     Publisher
+}
+
+// Set is the tasks of one sandbox. It is safe for concurrent use.
+type Set struct {
+	cfg Config
+	wg  sync.WaitGroup // dispatch and the handling of exits
+
+	mu         sync.Mutex // guards the fields below; lock before container.mu
+	host       isolation.Host
+	containers map[string]*container
+	runs       map[string]chan monitor.Exit // runtimes that somebody waits for, by tag
+}
+
+// NewSet returns an empty set. Nothing can be created in it before Attach.
+func NewSet(cfg Config) *Set {
+	return &Set{
+		cfg:        cfg,
+		containers: map[string]*container{},
+		runs:       map[string]chan monitor.Exit{},
+	}
+}
+
+// Attach gives the set the place where its processes run, and starts to handle
+// their exits, those that are owed from before included. It ends with exits;
+// Close waits for that.
+func (s *Set) Attach(host isolation.Host, exits <-chan monitor.Exit) {
+	s.mu.Lock()
+	s.host = host
+	s.mu.Unlock()
+	s.wg.Go(func() {
+		for e := range exits {
+			s.dispatch(e)
+		}
+		s.abandon()
+	})
+}
+
+// Close waits for the handlers of exits to finish. The instance behind the set
+// must be closed before.
+func (s *Set) Close() {
+	s.wg.Wait()
+	s.mu.Lock()
+	all := s.allLocked()
+	s.mu.Unlock()
+	for _, c := range all {
+		c.release()
+	}
+}
+
+// Len is the number of containers that were not deleted.
+func (s *Set) Len() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.containers)
+}
+
+// IDs of the containers in the set.
+func (s *Set) IDs() []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	ids := make([]string, 0, len(s.containers))
+	for id := range s.containers {
+		ids = append(ids, id)
+	}
+	return ids
+}
+
+func (s *Set) allLocked() []*container {
+	all := make([]*container, 0, len(s.containers))
+	for _, c := range s.containers {
+		all = append(all, c)
+	}
+	return all
+}
+
+// context returns a context for work that no caller waits for.
+func (s *Set) context() context.Context {
+	ctx := namespaces.WithNamespace(context.Background(), s.cfg.Namespace)
+	return log.WithLogger(ctx, log.L.WithField("sandbox_id", s.cfg.SandboxID))
+}
+
+func (s *Set) dir(containerID string) string {
+	return filepath.Join(s.cfg.Dir, "t", containerID)
+}
+
+// attached returns the host, or why there is none.
+func (s *Set) attached() (isolation.Host, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.host == nil {
+		return nil, fmt.Errorf("sandbox %q is not running: %w", s.cfg.SandboxID, errdefs.ErrFailedPrecondition)
+	}
+	return s.host, nil
+}
+
+func (s *Set) container(id string) (*container, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	c, ok := s.containers[id]
+	if !ok {
+		return nil, fmt.Errorf("task %q: %w", id, errdefs.ErrNotFound)
+	}
+	return c, nil
+}
+
+// process finds the init process of a container, or one of its execs.
+func (s *Set) process(id, execID string) (*process, error) {
+	c, err := s.container(id)
+	if err != nil {
+		return nil, err
+	}
+	return c.process(execID)
+}
+
+// dispatch routes the end of one process. Handlers run on their own, since an
+// exit waits for the verb that is under way on its process.
+func (s *Set) dispatch(e monitor.Exit) {
+	if e.Kind == monitor.Spawned {
+		s.runEnded(e)
+		return
+	}
+	id, execID := splitTag(e.Tag)
+	p, err := s.process(id, execID)
+	if err != nil {
+		// What it belonged to was undone or deleted.
+		s.ack(e.Serial)
+		return
+	}
+	s.wg.Go(func() { p.ended(e) })
+}
+
+// runEnded hands the end of an OCI runtime to who waits for it. Those of loggers
+// and of runtimes whose daemon died have nobody.
+func (s *Set) runEnded(e monitor.Exit) {
+	s.mu.Lock()
+	if ch := s.runs[e.Tag]; ch != nil {
+		ch <- e // has room for one, and is used once
+		delete(s.runs, e.Tag)
+	}
+	s.mu.Unlock()
+	s.ack(e.Serial)
+}
+
+// expect announces a runtime that is about to be spawned under a tag, so that
+// its end is not missed however soon it comes.
+func (s *Set) expect(tag string) (<-chan monitor.Exit, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.host == nil {
+		return nil, errMonitorGone
+	}
+	ch := make(chan monitor.Exit, 1)
+	s.runs[tag] = ch
+	return ch, nil
+}
+
+func (s *Set) unexpect(tag string) {
+	s.mu.Lock()
+	delete(s.runs, tag)
+	s.mu.Unlock()
+}
+
+var errMonitorGone = fmt.Errorf("the sandbox's monitor is gone: %w", errdefs.ErrUnavailable)
+
+// abandon is called when the monitor is gone: nobody can start anything here
+// any more, and who waits for a runtime waits in vain.
+func (s *Set) abandon() {
+	s.mu.Lock()
+	s.host = nil
+	for tag, ch := range s.runs {
+		close(ch)
+		delete(s.runs, tag)
+	}
+	s.mu.Unlock()
+}
+
+func (s *Set) ack(serial uint64) {
+	host, err := s.attached()
+	if err == nil {
+		err = host.Ack(s.context(), serial)
+	}
+	if err != nil && !errdefs.IsNotFound(err) && !errdefs.IsUnavailable(err) && !errdefs.IsFailedPrecondition(err) {
+		log.G(s.context()).WithError(err).WithField("serial", serial).Warn("acknowledge exit")
+	}
+}
+
+func (s *Set) publish(ctx context.Context, key string, event any) error {
+	topic, err := events.Topic(event)
+	if err != nil {
+		return err
+	}
+	if err := s.cfg.Events.Publish(ctx, key, topic, event); err != nil {
+		return fmt.Errorf("publish %s: %w", topic, err)
+	}
+	return nil
+}
+
+// validID refuses what could be used as a path.
+func validID(kind, id string) error {
+	if err := identifiers.Validate(id); err != nil {
+		return fmt.Errorf("%s ID %q: %w", kind, id, err)
+	}
+	return nil
+}
+
+// Remove deletes the directory of all tasks. The set must be empty or closed.
+func (s *Set) Remove() error {
+	if err := os.RemoveAll(filepath.Join(s.cfg.Dir, "t")); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("sandbox %q: remove tasks: %w", s.cfg.SandboxID, err)
+	}
+	return nil
+}

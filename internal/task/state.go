@@ -1,0 +1,270 @@
+package task
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/containerd/containerd/api/events"
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+
+	"caisson/internal/stdio"
+)
+
+// Status is what a client is told of a process.
+type Status struct {
+	ID     string // of the container, or of the exec
+	Bundle string
+	State  State
+	Paused bool
+	Pid    int
+	Stdio  stdio.Config
+	Exit   Exit // zero unless Stopped
+}
+
+// State tells how a process is.
+func (s *Set) State(_ context.Context, id, execID string) (Status, error) {
+	p, err := s.process(id, execID)
+	if err != nil {
+		return Status{}, err
+	}
+	rec := p.snapshot()
+	st := Status{ID: id, Bundle: p.c.Bundle, State: rec.State, Pid: rec.Pid, Stdio: rec.Stdio}
+	if execID != "" {
+		st.ID = execID
+	}
+	switch rec.State {
+	case Stopped:
+		st.Exit = rec.exit()
+	case Running:
+		p.c.mu.Lock()
+		st.Paused = p.c.paused
+		p.c.mu.Unlock()
+	}
+	return st, nil
+}
+
+// Wait returns when a process has ended, and how. It may be called before the
+// process is started, and any number of times.
+func (s *Set) Wait(ctx context.Context, id, execID string) (Exit, error) {
+	p, err := s.process(id, execID)
+	if err != nil {
+		return Exit{}, err
+	}
+	select {
+	case <-p.done:
+		return p.snapshot().exit(), nil
+	case <-ctx.Done():
+		return Exit{}, fmt.Errorf("%v: wait: %w", p, ctx.Err())
+	}
+}
+
+// Connection is who answers for a task.
+type Connection struct {
+	MonitorPid int
+	TaskPid    int
+}
+
+// Connect tells the pid of the sandbox's monitor and of the container. It may be
+// asked for a container that does not exist: its pid is 0 then.
+func (s *Set) Connect(_ context.Context, id string) (Connection, error) {
+	var conn Connection
+	if host, err := s.attached(); err == nil {
+		conn.MonitorPid = host.Pid()
+	}
+	if c, err := s.container(id); err == nil {
+		conn.TaskPid = c.init.snapshot().Pid
+	}
+	return conn, nil
+}
+
+// Kill sends a signal to a process, or with all to every process of the
+// container. NotFound: it has ended; FailedPrecondition: it was not started.
+func (s *Set) Kill(ctx context.Context, id, execID string, signal uint32, all bool) error {
+	p, err := s.process(id, execID)
+	if err != nil {
+		return err
+	}
+	if signal == 0 || signal > 64 {
+		return fmt.Errorf("%v: kill: there is no signal %d: %w", p, signal, errdefs.ErrInvalidArgument)
+	}
+	sig := unix.Signal(signal)
+	if all && execID == "" {
+		running := p.snapshot().State == Running
+		if err := p.c.killAll(ctx, sig); err != nil {
+			return fmt.Errorf("%v: kill all: %w", p, err)
+		}
+		if running && sig == unix.SIGKILL {
+			return nil // The init was among them.
+		}
+	}
+	if err := p.signal(ctx, sig); err != nil {
+		return err
+	}
+	return p.c.thawToDie(ctx, sig)
+}
+
+// signal goes through the monitor, which is the parent and so knows for sure
+// that the pid still is this process.
+func (p *process) signal(ctx context.Context, sig unix.Signal) error {
+	rec := p.snapshot()
+	switch {
+	case rec.State == Stopped:
+		return fmt.Errorf("%v: it has ended: %w", p, errdefs.ErrNotFound)
+	case rec.Serial == 0:
+		return fmt.Errorf("%v: it was not started: %w", p, errdefs.ErrFailedPrecondition)
+	}
+	host, err := p.c.set.attached()
+	if err != nil {
+		return fmt.Errorf("%v: kill: %w", p, err)
+	}
+	if err := host.Signal(ctx, rec.Serial, sig); err != nil {
+		return fmt.Errorf("%v: kill: %w", p, err)
+	}
+	return nil
+}
+
+// killAll sends a signal to every process in the container's cgroup; the init
+// gets it from the caller unless it is SIGKILL.
+func (c *container) killAll(ctx context.Context, sig unix.Signal) error {
+	group, err := c.cgroup()
+	if err != nil {
+		return nil // Nothing was started yet.
+	}
+	if sig == unix.SIGKILL {
+		if err := group.Kill(ctx); err != nil && !errdefs.IsNotFound(err) {
+			return err
+		}
+		return nil
+	}
+	pids, err := group.Pids()
+	if err != nil && !errdefs.IsNotFound(err) {
+		return err
+	}
+	init := c.init.snapshot().Pid
+	for _, pid := range pids {
+		if pid == init {
+			continue
+		}
+		if err := unix.Kill(pid, sig); err != nil && err != unix.ESRCH {
+			return fmt.Errorf("process %d: %w", pid, err)
+		}
+	}
+	return nil
+}
+
+// thawToDie resumes a paused container that was sent SIGKILL: on cgroup v1
+// frozen processes do not die.
+func (c *container) thawToDie(ctx context.Context, sig unix.Signal) error {
+	c.mu.Lock()
+	paused, group := c.paused, c.group
+	c.mu.Unlock()
+	if sig != unix.SIGKILL || !paused || group == nil {
+		return nil
+	}
+	if err := group.Thaw(ctx); err != nil && !errdefs.IsNotFound(err) {
+		return fmt.Errorf("task %q: kill: resume: %w", c.ID, err)
+	}
+	return nil
+}
+
+// Pause stops every process of a container until Resume. FailedPrecondition: it
+// does not run. Pausing a paused container changes nothing.
+func (s *Set) Pause(ctx context.Context, id string) error {
+	return s.freeze(ctx, id, true, &events.TaskPaused{ContainerID: id})
+}
+
+// Resume lets a paused container go on. Resuming one that is not paused is
+// FailedPrecondition.
+func (s *Set) Resume(ctx context.Context, id string) error {
+	return s.freeze(ctx, id, false, &events.TaskResumed{ContainerID: id})
+}
+
+func (s *Set) freeze(ctx context.Context, id string, frozen bool, event any) error {
+	c, err := s.container(id)
+	if err != nil {
+		return err
+	}
+	if err := c.init.lock(ctx); err != nil {
+		return err
+	}
+	defer c.init.unlock()
+	st, err := s.State(ctx, id, "")
+	if err != nil {
+		return err
+	}
+	if st.State != Running {
+		return fmt.Errorf("task %q: it is %s, not running: %w", id, st.State, errdefs.ErrFailedPrecondition)
+	}
+	if st.Paused == frozen {
+		if frozen {
+			return nil
+		}
+		return fmt.Errorf("task %q: it is not paused: %w", id, errdefs.ErrFailedPrecondition)
+	}
+	group, err := c.cgroup()
+	if err != nil {
+		return err
+	}
+	if frozen {
+		err = group.Freeze(ctx)
+	} else {
+		err = group.Thaw(ctx)
+	}
+	if err != nil {
+		return fmt.Errorf("task %q: %w", id, err)
+	}
+	c.mu.Lock()
+	c.paused = frozen
+	c.mu.Unlock()
+	return s.publish(ctx, "", event)
+}
+
+// End stops everything in the set: TERM to each container, KILL when grace is
+// over or the context ends, and returns when all have ended. It may be repeated.
+func (s *Set) End(ctx context.Context, grace time.Duration) error {
+	s.mu.Lock()
+	all := s.allLocked()
+	s.mu.Unlock()
+	if grace > 0 {
+		for _, c := range all {
+			if c.init.snapshot().State == Running {
+				// One that cannot be told gets killed below.
+				_ = s.Kill(ctx, c.ID, "", uint32(unix.SIGTERM), false)
+			}
+		}
+		waitAll(ctx, all, grace)
+	}
+	for _, c := range all {
+		if rec := c.init.snapshot(); rec.State == Stopped || rec.Serial == 0 {
+			continue
+		}
+		if err := s.Kill(ctx, c.ID, "", uint32(unix.SIGKILL), true); err != nil && !errdefs.IsNotFound(err) {
+			return err
+		}
+	}
+	if !waitAll(ctx, all, killTimeout) {
+		return fmt.Errorf("sandbox %q: containers survived SIGKILL for %v: %w", s.cfg.SandboxID, killTimeout, errdefs.ErrUnavailable)
+	}
+	return nil
+}
+
+// waitAll waits until the containers that ever ran have ended.
+func waitAll(ctx context.Context, all []*container, limit time.Duration) bool {
+	timer := time.NewTimer(limit)
+	defer timer.Stop()
+	for _, c := range all {
+		if c.init.snapshot().Serial == 0 {
+			continue
+		}
+		select {
+		case <-c.init.done:
+		case <-timer.C:
+			return false
+		case <-ctx.Done():
+			return false
+		}
+	}
+	return true
+}

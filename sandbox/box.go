@@ -1,0 +1,298 @@
+package sandbox
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/containerd/containerd/v2/core/mount"
+	"github.com/containerd/containerd/v2/pkg/namespaces"
+	"github.com/containerd/errdefs"
+	"github.com/containerd/log"
+
+	"caisson/internal/cgroup"
+	"caisson/internal/isolation"
+	"caisson/internal/network"
+	"caisson/internal/oci"
+	"caisson/internal/statefile"
+	"caisson/internal/task"
+)
+
+// State of a sandbox:
+//
+//	Reserved ──► Creating ──► Created ──► Starting ──► Ready ──► Stopping ──► Stopped
+//	    │                        │           ▲  │         │                      ▲
+//	    └────────────────────────┼───────────┘  └─────────┴──────────────────────┤
+//	                             └───────────────────────────────────────────────┘
+//
+// Reserved is an endpoint that waits to learn what it is for: a sandbox, or a
+// single container, which goes straight to Starting.
+type State string
+
+// The states of a sandbox.
+const (
+	Reserved State = "reserved"
+	Creating State = "creating"
+	Created  State = "created"
+	Starting State = "starting"
+	Ready    State = "ready"
+	Stopping State = "stopping"
+	Stopped  State = "stopped"
+)
+
+var allowed = map[State][]State{
+	Reserved: {Creating, Starting},
+	Creating: {Created, Reserved},
+	Created:  {Starting, Stopped},
+	Starting: {Ready, Stopped, Reserved},
+	Ready:    {Stopping, Stopped},
+	Stopping: {Stopped},
+	Stopped:  {},
+}
+
+// kind of a box.
+type kind string
+
+const (
+	kindSandbox kind = "sandbox" // made by Create
+	kindSingle  kind = "single"  // made for one container that has no sandbox
+	kindOpen    kind = "open"    // not known yet: Reserved
+)
+
+// boxRecord is what the run-time directory says of a sandbox.
+type boxRecord struct {
+	Namespace, ID string
+	Kind          kind
+	State         State
+	Settings      settings
+	// NetNSPath is the sandbox's network namespace, the client's or our own.
+	NetNSPath string
+	Network   *network.Result `json:",omitempty"`
+	Rootfs    []mount.Mount
+	// Cgroup of the sandbox; OwnCgroup if it is ours to remove.
+	Cgroup    string
+	OwnCgroup bool
+	// RuntimeName is the OCI runtime of the sandbox's containers.
+	RuntimeName string
+	// NoFiles is set for a record that outlived its directory: the host restarted.
+	NoFiles bool
+
+	CreatedAt, StartedAt, ExitedAt time.Time
+	ExitStatus                     uint32
+	// Reason says why a sandbox stopped that nobody asked to stop.
+	Reason string
+}
+
+// box is one sandbox. The verbs that change it hold op one at a time.
+type box struct {
+	c     *Controller
+	k     key
+	dir   string
+	tasks *task.Set
+
+	op   chan struct{}
+	done chan struct{} // closed when Stopped
+
+	mu   sync.Mutex // guards the fields below
+	rec  boxRecord
+	inst isolation.Instance // nil unless Ready or Stopping
+	stop func()             // ends the endpoint; nil if there is none
+	// group is the sandbox's cgroup, nil until somebody asked for it.
+	group *cgroup.Group
+}
+
+func (c *Controller) newBox(rec boxRecord) *box {
+	b := &box{
+		c:    c,
+		k:    key{rec.Namespace, rec.ID},
+		dir:  c.dir(key{rec.Namespace, rec.ID}),
+		op:   make(chan struct{}, 1),
+		done: make(chan struct{}),
+		rec:  rec,
+	}
+	b.tasks = task.NewSet(task.Config{
+		Namespace:     rec.Namespace,
+		SandboxID:     rec.ID,
+		Dir:           b.dir,
+		RuntimeName:   b.runtimeName,
+		RuntimeRoot:   c.cfg.Runtime.Root,
+		SystemdCgroup: c.cfg.Runtime.SystemdCgroup,
+		Membership:    b.membership,
+		Events:        c.cfg.Events,
+	})
+	return b
+}
+
+func (b *box) runtimeName() string {
+	if name := b.snapshot().RuntimeName; name != "" {
+		return name
+	}
+	return b.c.cfg.Runtime.Name
+}
+
+// membership is what a container takes over from its sandbox.
+func (b *box) membership(containerID string) oci.Membership {
+	rec := b.snapshot()
+	if rec.Kind != kindSandbox {
+		return oci.Membership{}
+	}
+	m := oci.Membership{
+		Namespaces:    b.namespaces(),
+		UIDs:          rec.Settings.UIDs,
+		GIDs:          rec.Settings.GIDs,
+		Files:         b.memberFiles(),
+		DefaultCgroup: "/" + rec.Namespace + "/" + containerID,
+	}
+	if rec.OwnCgroup {
+		m.Cgroup = filepath.Join(rec.Cgroup, containerID)
+	}
+	return m
+}
+
+func (b *box) path(name string) string { return filepath.Join(b.dir, name) }
+
+// context returns a context for work that no caller waits for.
+func (b *box) context() context.Context {
+	ctx := namespaces.WithNamespace(context.Background(), b.k.namespace)
+	return log.WithLogger(ctx, log.L.WithField("sandbox_id", b.k.id))
+}
+
+func (b *box) lock(ctx context.Context) error {
+	select {
+	case b.op <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("sandbox %q: another call is under way: %w", b.k.id, ctx.Err())
+	}
+}
+
+func (b *box) unlock() { <-b.op }
+
+func (b *box) snapshot() boxRecord {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.rec
+}
+
+func (b *box) instance() isolation.Instance {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.inst
+}
+
+// move takes the sandbox to another state and writes that down. The caller
+// holds op; on an error the state is as before.
+func (b *box) move(to State, change func(*boxRecord)) error {
+	rec := b.snapshot()
+	if !slices.Contains(allowed[rec.State], to) {
+		return fmt.Errorf("sandbox %q is %s: %w", rec.ID, rec.State, errdefs.ErrFailedPrecondition)
+	}
+	rec.State = to
+	if change != nil {
+		change(&rec)
+	}
+	if err := b.save(rec); err != nil {
+		return err
+	}
+	log.G(b.context()).WithField("state", to).Debug("sandbox changed state")
+	return nil
+}
+
+// save replaces the record, on disk and in memory.
+func (b *box) save(rec boxRecord) error {
+	if !rec.NoFiles {
+		if err := os.MkdirAll(b.dir, 0o700); err != nil {
+			return fmt.Errorf("sandbox %q: %w", rec.ID, err)
+		}
+		if err := statefile.Write(b.path("sandbox.json"), rec); err != nil {
+			return fmt.Errorf("sandbox %q: %w", rec.ID, err)
+		}
+	}
+	b.mu.Lock()
+	b.rec = rec
+	b.mu.Unlock()
+	return nil
+}
+
+// Address is where the sandbox's Task API is served: it never changes.
+func (b *box) address() string { return "unix://" + b.path(socketName) }
+
+const socketName = "task.sock"
+
+// maxSocketPath is the longest path of a unix socket.
+const maxSocketPath = 107
+
+// listen serves the sandbox's APIs; it does nothing if they are served already.
+func (b *box) listen() error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.stop != nil {
+		return nil
+	}
+	path := b.path(socketName)
+	if len(path) > maxSocketPath {
+		return fmt.Errorf("sandbox %q: the socket path %s is longer than %d characters; choose a shorter state directory: %w", b.k.id, path, maxSocketPath, errdefs.ErrInvalidArgument)
+	}
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("sandbox %q: %w", b.k.id, err)
+	}
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		return fmt.Errorf("sandbox %q: %w", b.k.id, err)
+	}
+	b.stop = b.c.server.Serve(b.k.namespace, b.k.id, l)
+	return nil
+}
+
+// unlisten ends the sandbox's endpoint.
+func (b *box) unlisten() {
+	b.mu.Lock()
+	stop := b.stop
+	b.stop = nil
+	b.mu.Unlock()
+	if stop != nil {
+		stop()
+	}
+}
+
+// close lets go of the sandbox without touching it.
+func (b *box) close() error {
+	b.unlisten()
+	var err error
+	if inst := b.instance(); inst != nil {
+		err = inst.Close()
+	}
+	b.tasks.Close()
+	return err
+}
+
+// attach makes a running instance the sandbox's, and watches over it.
+func (b *box) attach(inst isolation.Instance) {
+	b.mu.Lock()
+	b.inst = inst
+	b.mu.Unlock()
+	b.tasks.Attach(inst.Host(), inst.Exits())
+	b.c.wg.Go(func() {
+		select {
+		case <-inst.Done():
+			b.fallen(inst)
+		case <-b.done:
+		case <-b.c.closed:
+		}
+	})
+}
+
+// finish wakes those who wait for the sandbox's end.
+func (b *box) finish() {
+	select {
+	case <-b.done:
+	default:
+		close(b.done)
+	}
+}

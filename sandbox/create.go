@@ -1,0 +1,177 @@
+package sandbox
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+
+	"github.com/containerd/containerd/api/types/runc/options"
+	core "github.com/containerd/containerd/v2/core/sandbox"
+	"github.com/containerd/errdefs"
+	"github.com/containerd/log"
+	"github.com/containerd/typeurl/v2"
+	"google.golang.org/protobuf/proto"
+
+	"caisson/internal/cgroup"
+	"caisson/internal/oci"
+	"caisson/internal/undo"
+)
+
+// runtimeName is the containerd runtime of a record that names none.
+const runtimeType = "io.containerd.caisson.v2"
+
+// Create makes a sandbox's record, directory, files and cgroup. Options may be
+// CRI's PodSandboxConfig or caisson.sandbox.v1.Options; without any the sandbox
+// has the network namespace given, or one with loopback only. On error nothing
+// is left. AlreadyExists: there is a sandbox of that ID; InvalidArgument: ID,
+// record or options.
+func (c *Controller) Create(ctx context.Context, sb core.Sandbox, opts ...core.CreateOpt) (err error) {
+	k, err := keyOf(ctx, sb.ID)
+	if err != nil {
+		return err
+	}
+	var o core.CreateOptions
+	for _, opt := range opts {
+		if err := opt(&o); err != nil {
+			return fmt.Errorf("sandbox %q: options: %w", sb.ID, err)
+		}
+	}
+	s, err := parseSettings(sb, o)
+	if err != nil {
+		return err
+	}
+	if _, err := c.isolation(s.Isolation); err != nil {
+		return fmt.Errorf("sandbox %q: %w", sb.ID, err)
+	}
+	runtime, err := runtimeOf(sb)
+	if err != nil {
+		return err
+	}
+	b, err := c.claim(ctx, k)
+	if err != nil {
+		return err
+	}
+	defer b.unlock()
+	var steps undo.Stack
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, steps.Run(ctx))
+		}
+	}()
+	steps.Add("reservation", func(context.Context) error { return b.unclaim() })
+
+	err = b.move(Creating, func(r *boxRecord) {
+		r.Kind, r.Settings, r.RuntimeName = kindSandbox, s, runtime
+		r.NetNSPath, r.Rootfs = o.NetNSPath, o.Rootfs
+		r.Cgroup, r.OwnCgroup = c.cgroupOf(k, s)
+	})
+	if err != nil {
+		return err
+	}
+	if sb.Runtime.Name == "" {
+		sb.Runtime.Name = runtimeType
+	}
+	if _, err = c.cfg.Store.Create(ctx, sb); err != nil {
+		return err
+	}
+	steps.Add("record", func(ctx context.Context) error { return c.cfg.Store.Delete(ctx, sb.ID) })
+	steps.Add("cgroup", b.removeCgroup)
+	steps.Add("files", func(context.Context) error { return b.unmountFiles() })
+	if err = b.prepare(); err != nil {
+		return err
+	}
+	if err = b.move(Created, nil); err != nil {
+		return err
+	}
+	log.G(ctx).WithField("sandbox_id", sb.ID).Info("sandbox created")
+	return nil
+}
+
+// claim takes the box for a new sandbox, with op held: a fresh one, or one whose
+// endpoint was reserved.
+func (c *Controller) claim(ctx context.Context, k key) (*box, error) {
+	b, _ := c.add(k, kindOpen, Reserved)
+	if err := b.lock(ctx); err != nil {
+		return nil, err
+	}
+	if state := b.snapshot().State; state != Reserved {
+		b.unlock()
+		return nil, fmt.Errorf("sandbox %q: %w", k.id, errdefs.ErrAlreadyExists)
+	}
+	return b, nil
+}
+
+// unclaim takes a sandbox that failed to come into being back to what it was
+// before: an endpoint, if it was served, else nothing.
+func (b *box) unclaim() error {
+	b.mu.Lock()
+	served := b.stop != nil
+	b.mu.Unlock()
+	if !served {
+		return b.forget()
+	}
+	rec := b.snapshot()
+	return b.save(boxRecord{Namespace: rec.Namespace, ID: rec.ID, Kind: kindOpen, State: Reserved, CreatedAt: rec.CreatedAt})
+}
+
+// forget removes the box and its directory.
+func (b *box) forget() error {
+	b.unlisten()
+	if err := b.removeFiles(); err != nil {
+		return err
+	}
+	b.c.drop(b)
+	return nil
+}
+
+// prepare makes what a sandbox has before it runs.
+func (b *box) prepare() error {
+	if err := b.writeFiles(); err != nil {
+		return err
+	}
+	if err := b.mountShm(); err != nil {
+		return err
+	}
+	if err := b.mountRootfs(); err != nil {
+		return err
+	}
+	rec := b.snapshot()
+	if _, err := cgroup.Create(rec.Cgroup, rec.Settings.Resources); err != nil {
+		return fmt.Errorf("sandbox %q: %w", rec.ID, err)
+	}
+	return b.listen()
+}
+
+// cgroupOf is the cgroup of a new sandbox, and whether it is ours to remove: a
+// pod's belongs to the kubelet.
+func (c *Controller) cgroupOf(k key, s settings) (string, bool) {
+	if s.CRI && s.CgroupParent != "" {
+		return s.CgroupParent, false
+	}
+	parent := s.CgroupParent
+	if parent == "" {
+		parent = c.cfg.Cgroup
+	}
+	return filepath.Join(parent, k.namespace+"."+k.id), true
+}
+
+// runtimeOf finds the OCI runtime in the record's runtime options, "" if they
+// name none.
+func runtimeOf(sb core.Sandbox) (string, error) {
+	any := sb.Runtime.Options
+	if any == nil || !typeurl.Is(any, &options.Options{}) {
+		return "", nil
+	}
+	var o options.Options
+	if err := proto.Unmarshal(any.GetValue(), &o); err != nil {
+		return "", fmt.Errorf("sandbox %q: runtime options: %w: %w", sb.ID, err, errdefs.ErrInvalidArgument)
+	}
+	if o.GetBinaryName() == "" {
+		return "", nil
+	}
+	if _, err := oci.Find(o.GetBinaryName()); err != nil {
+		return "", fmt.Errorf("sandbox %q: runtime options: %w", sb.ID, err)
+	}
+	return o.GetBinaryName(), nil
+}

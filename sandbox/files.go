@@ -1,0 +1,228 @@
+package sandbox
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"slices"
+	"strings"
+
+	"github.com/containerd/containerd/v2/core/mount"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"caisson/internal/oci"
+)
+
+// memberFiles are the sandbox's files that containers see.
+func (b *box) memberFiles() []oci.File {
+	files := []oci.File{
+		{Source: b.path("hostname"), Target: "/etc/hostname", FollowRoot: true},
+		{Source: b.path("hosts"), Target: "/etc/hosts", FollowRoot: true},
+		{Source: b.path("resolv.conf"), Target: "/etc/resolv.conf", FollowRoot: true},
+	}
+	shm := oci.File{Source: b.path("shm"), Target: "/dev/shm", Default: "tmpfs"}
+	if b.snapshot().Settings.HostIPC {
+		shm.Source = "/dev/shm"
+	}
+	return append(files, shm)
+}
+
+// namespaces are what members join, by path, the host's with an empty one.
+func (b *box) namespaces() map[specs.LinuxNamespaceType]string {
+	inst := b.instance()
+	if inst == nil {
+		return nil
+	}
+	own := inst.Namespaces()
+	shared := map[specs.LinuxNamespaceType]string{
+		specs.NetworkNamespace: own[specs.NetworkNamespace],
+		specs.IPCNamespace:     own[specs.IPCNamespace],
+		specs.UTSNamespace:     own[specs.UTSNamespace],
+	}
+	s := b.snapshot().Settings
+	if s.SharePID || s.HostPID {
+		shared[specs.PIDNamespace] = own[specs.PIDNamespace]
+	}
+	if s.userNS() {
+		shared[specs.UserNamespace] = own[specs.UserNamespace]
+	}
+	return shared
+}
+
+// writeFiles makes hostname, hosts and resolv.conf, readable for everybody: the
+// directory around them is not, but containers see the files themselves.
+func (b *box) writeFiles() error {
+	s := b.snapshot().Settings
+	if err := b.writeFile("hostname", s.Hostname+"\n"); err != nil {
+		return err
+	}
+	if err := b.writeHosts(); err != nil {
+		return err
+	}
+	resolv, err := resolvConf(s.DNS)
+	if err != nil {
+		return fmt.Errorf("sandbox %q: %w", b.k.id, err)
+	}
+	return b.writeFile("resolv.conf", resolv)
+}
+
+// writeHosts makes /etc/hosts: the host's own for CRI, whose kubelet mounts a
+// better one, and else one that knows the sandbox's name.
+func (b *box) writeHosts() error {
+	rec := b.snapshot()
+	if rec.Settings.CRI {
+		text, err := hostFile("/etc/hosts")
+		if err != nil {
+			return fmt.Errorf("sandbox %q: %w", rec.ID, err)
+		}
+		return b.writeFile("hosts", text)
+	}
+	var text strings.Builder
+	text.WriteString("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n")
+	addresses := []string{"127.0.1.1"}
+	if rec.Network != nil && len(rec.Network.Addresses) > 0 {
+		addresses = rec.Network.Addresses
+	}
+	for _, address := range addresses {
+		fmt.Fprintf(&text, "%s\t%s\n", address, rec.Settings.Hostname)
+	}
+	names := make([]string, 0, len(rec.Settings.ExtraHosts))
+	for name := range rec.Settings.ExtraHosts {
+		names = append(names, name)
+	}
+	slices.Sort(names)
+	for _, name := range names {
+		fmt.Fprintf(&text, "%s\t%s\n", rec.Settings.ExtraHosts[name], name)
+	}
+	return b.writeFile("hosts", text.String())
+}
+
+// writeFile writes in place, so that a container that has the file mounted sees
+// the change.
+func (b *box) writeFile(name, text string) error {
+	if err := os.WriteFile(b.path(name), []byte(text), 0o644); err != nil {
+		return fmt.Errorf("sandbox %q: %w", b.k.id, err)
+	}
+	if err := os.Chmod(b.path(name), 0o644); err != nil { // whatever the umask
+		return fmt.Errorf("sandbox %q: %w", b.k.id, err)
+	}
+	return nil
+}
+
+func resolvConf(d *dns) (string, error) {
+	if d == nil {
+		return hostFile("/etc/resolv.conf")
+	}
+	var text strings.Builder
+	if len(d.Searches) > 0 {
+		fmt.Fprintf(&text, "search %s\n", strings.Join(d.Searches, " "))
+	}
+	for _, server := range d.Servers {
+		fmt.Fprintf(&text, "nameserver %s\n", server)
+	}
+	if len(d.Options) > 0 {
+		fmt.Fprintf(&text, "options %s\n", strings.Join(d.Options, " "))
+	}
+	return text.String(), nil
+}
+
+// maxHostFile bounds what is copied of the host's files.
+const maxHostFile = 1 << 20
+
+// hostFile reads a file of the host; one that is missing is empty.
+func hostFile(path string) (string, error) {
+	f, err := os.Open(path)
+	if errors.Is(err, os.ErrNotExist) {
+		return "", nil
+	}
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	data, err := io.ReadAll(io.LimitReader(f, maxHostFile))
+	return string(data), err
+}
+
+// mountShm gives the sandbox its /dev/shm.
+func (b *box) mountShm() error {
+	s := b.snapshot().Settings
+	if s.HostIPC {
+		return nil
+	}
+	if err := os.Mkdir(b.path("shm"), 0o700); err != nil && !errors.Is(err, os.ErrExist) {
+		return fmt.Errorf("sandbox %q: %w", b.k.id, err)
+	}
+	size := s.ShmSize
+	if size == 0 {
+		size = defaultShmSize
+	}
+	options := fmt.Sprintf("mode=1777,size=%d", size)
+	if err := unix.Mount("shm", b.path("shm"), "tmpfs", unix.MS_NOEXEC|unix.MS_NOSUID|unix.MS_NODEV, options); err != nil {
+		return fmt.Errorf("sandbox %q: mount /dev/shm: %w", b.k.id, err)
+	}
+	return nil
+}
+
+// mountRootfs mounts the sandbox's root filesystem, if its client gave one: no
+// process of the isolation "namespace" lives there, but the client finds it.
+func (b *box) mountRootfs() error {
+	rootfs := b.snapshot().Rootfs
+	if len(rootfs) == 0 {
+		return nil
+	}
+	if err := os.Mkdir(b.path("rootfs"), 0o711); err != nil && !errors.Is(err, os.ErrExist) {
+		return fmt.Errorf("sandbox %q: %w", b.k.id, err)
+	}
+	if err := mount.All(rootfs, b.path("rootfs")); err != nil {
+		return fmt.Errorf("sandbox %q: mount root filesystem: %w", b.k.id, err)
+	}
+	return nil
+}
+
+// unmountFiles unmounts what is mounted in the sandbox's directory. It may be
+// repeated.
+func (b *box) unmountFiles() error {
+	for _, name := range []string{"shm", "rootfs"} {
+		path := b.path(name)
+		if err := mount.UnmountAll(path, unix.UMOUNT_NOFOLLOW); err != nil && !errors.Is(err, os.ErrNotExist) {
+			// Somebody is in there. The mount goes when they do.
+			if err := unix.Unmount(path, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil {
+				return fmt.Errorf("sandbox %q: unmount %s: %w", b.k.id, path, err)
+			}
+		}
+		// Not RemoveAll: what is still mounted must not be emptied.
+		if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return fmt.Errorf("sandbox %q: %w", b.k.id, err)
+		}
+	}
+	return nil
+}
+
+// removeFiles removes the sandbox's directory, the record last. It may be
+// repeated.
+func (b *box) removeFiles() error {
+	if err := b.unmountFiles(); err != nil {
+		return err
+	}
+	entries, err := os.ReadDir(b.dir)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("sandbox %q: %w", b.k.id, err)
+	}
+	for _, e := range entries {
+		if e.Name() == "sandbox.json" {
+			continue
+		}
+		if err := os.RemoveAll(b.path(e.Name())); err != nil {
+			return fmt.Errorf("sandbox %q: %w", b.k.id, err)
+		}
+	}
+	if err := os.RemoveAll(b.dir); err != nil {
+		return fmt.Errorf("sandbox %q: %w", b.k.id, err)
+	}
+	return nil
+}

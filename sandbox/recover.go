@@ -1,0 +1,171 @@
+package sandbox
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	core "github.com/containerd/containerd/v2/core/sandbox"
+	"github.com/containerd/errdefs"
+	"github.com/containerd/log"
+	"golang.org/x/sync/errgroup"
+
+	"caisson/internal/statefile"
+)
+
+// loadAtOnce bounds how many sandboxes are taken over at the same time.
+const loadAtOnce = 16
+
+// Load takes over what an earlier daemon left: running sandboxes go on, verbs
+// that it did not finish are finished or undone. The server then serves every
+// sandbox's endpoint. Nothing may be served before Load has returned: a client
+// would be told that its sandboxes do not exist.
+func (c *Controller) Load(ctx context.Context, server Server) error {
+	c.server = server
+	entries, err := os.ReadDir(c.cfg.Dir)
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("load sandboxes: %w", err)
+	}
+	var group errgroup.Group
+	group.SetLimit(loadAtOnce)
+	for _, entry := range entries {
+		group.Go(func() error {
+			c.loadDir(ctx, filepath.Join(c.cfg.Dir, entry.Name()))
+			return nil
+		})
+	}
+	if err := group.Wait(); err != nil {
+		return err
+	}
+	return c.loadRecords(ctx)
+}
+
+// loadDir takes over one sandbox. One that cannot be is reported and left as it
+// is, for a person to look at; it does not keep the others from being served.
+func (c *Controller) loadDir(ctx context.Context, dir string) {
+	var rec boxRecord
+	err := statefile.Read(filepath.Join(dir, "sandbox.json"), &rec)
+	if errdefs.IsNotFound(err) {
+		// The daemon died before the first record or after the last file.
+		if err := os.Remove(dir); err != nil {
+			log.G(ctx).WithError(err).WithField("path", dir).Warn("directory without a sandbox")
+		}
+		return
+	}
+	if err == nil && c.dir(key{rec.Namespace, rec.ID}) != dir {
+		err = fmt.Errorf("it is the record of sandbox %q: %w", rec.ID, errdefs.ErrDataLoss)
+	}
+	if err != nil {
+		log.G(ctx).WithError(err).WithField("path", dir).Error("sandbox not loaded")
+		return
+	}
+	b := c.newBox(rec)
+	c.mu.Lock()
+	c.boxes[b.k] = b
+	c.mu.Unlock()
+	b.op <- struct{}{}
+	defer b.unlock()
+	if err := b.resume(b.context()); err != nil {
+		log.G(b.context()).WithError(err).WithField("state", rec.State).Error("sandbox not taken over")
+	}
+}
+
+// resume goes on from the state that the last daemon wrote down. The caller
+// holds op.
+func (b *box) resume(ctx context.Context) error {
+	switch state := b.snapshot().State; state {
+	case Reserved:
+		return b.listen()
+	case Creating:
+		return b.undoCreate(ctx)
+	case Created:
+		if b.snapshot().Settings.CRI {
+			// CRI starts a sandbox in the call that creates it, and that call is over.
+			return b.remove(ctx)
+		}
+		return b.listen()
+	case Starting:
+		if err := b.reconnect(ctx); err != nil && !gone(err) {
+			return err
+		}
+		return b.remove(ctx)
+	case Ready:
+		err := b.reconnect(ctx)
+		if gone(err) {
+			log.G(ctx).WithError(err).Error("sandbox ended while no daemon was there")
+			if err := b.tasks.Load(ctx, nil); err != nil {
+				return err
+			}
+			b.tasks.Lost(ctx)
+			err = b.end(ctx, 0, 255, "its monitor died while no daemon was there")
+		}
+		return errors.Join(err, b.listen())
+	case Stopping:
+		if err := b.reconnect(ctx); err != nil && !gone(err) {
+			return err
+		}
+		return errors.Join(b.end(ctx, 0, 0, ""), b.listen())
+	case Stopped:
+		err := b.tasks.Load(ctx, nil)
+		b.finish()
+		return errors.Join(err, b.listen())
+	default:
+		return fmt.Errorf("sandbox %q: state %q is unknown: %w", b.k.id, state, errdefs.ErrDataLoss)
+	}
+}
+
+// gone tells that no monitor answers.
+func gone(err error) bool { return errdefs.IsNotFound(err) || errdefs.IsUnavailable(err) }
+
+// reconnect finds the sandbox's walls and its tasks again.
+func (b *box) reconnect(ctx context.Context) error {
+	walls, err := b.c.isolation(b.snapshot().Settings.Isolation)
+	if err != nil {
+		return fmt.Errorf("sandbox %q: %w", b.k.id, err)
+	}
+	inst, err := walls.Load(ctx, b.dir)
+	if err != nil {
+		return fmt.Errorf("sandbox %q: %w", b.k.id, err)
+	}
+	if err := b.tasks.Load(ctx, inst.Host()); err != nil {
+		return errors.Join(err, inst.Close())
+	}
+	b.attach(inst)
+	return nil
+}
+
+func (b *box) undoCreate(ctx context.Context) error {
+	if err := b.removeCgroup(ctx); err != nil {
+		return err
+	}
+	if err := b.c.cfg.Store.Delete(ctx, b.k.id); err != nil && !errdefs.IsNotFound(err) {
+		return err
+	}
+	return b.forget()
+}
+
+// loadRecords finds the records whose sandbox has no directory: the host was
+// restarted, and the sandbox with everything in it ended then.
+func (c *Controller) loadRecords(ctx context.Context) error {
+	err := c.cfg.Store.ForEach(ctx, func(namespace string, sb core.Sandbox) error {
+		k := key{namespace, sb.ID}
+		b, fresh := c.add(k, kindSandbox, Stopped)
+		if !fresh {
+			return nil
+		}
+		b.mu.Lock()
+		b.rec.NoFiles = true
+		b.rec.CreatedAt, b.rec.ExitedAt = sb.CreatedAt, time.Now()
+		b.rec.ExitStatus, b.rec.Reason = 255, "the host was restarted"
+		b.mu.Unlock()
+		b.finish()
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("load sandboxes: %w", err)
+	}
+	return nil
+}

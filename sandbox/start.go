@@ -1,0 +1,199 @@
+package sandbox
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/containerd/containerd/v2/core/runtime"
+	core "github.com/containerd/containerd/v2/core/sandbox"
+	"github.com/containerd/containerd/v2/pkg/sys"
+	"github.com/containerd/log"
+	"github.com/containerd/typeurl/v2"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"caisson/internal/isolation"
+	"caisson/internal/network"
+	"caisson/internal/undo"
+)
+
+// taskVersion is the version of the Task API at a sandbox's address.
+const taskVersion = 3
+
+// The import of core/runtime registers the type URL of OCI specifications.
+var _ = runtime.Exit{}
+
+// Start runs a created sandbox: its network if it is ours to make, and its
+// walls. On error nothing is left, not even what Create made, since callers give
+// up on a sandbox that did not start. NotFound; FailedPrecondition: it was
+// started before.
+func (c *Controller) Start(ctx context.Context, sandboxID string) (_ core.ControllerInstance, err error) {
+	b, err := c.find(ctx, sandboxID)
+	if err != nil {
+		return core.ControllerInstance{}, err
+	}
+	if err := b.lock(ctx); err != nil {
+		return core.ControllerInstance{}, err
+	}
+	defer b.unlock()
+	if err := b.move(Starting, nil); err != nil {
+		return core.ControllerInstance{}, err
+	}
+	if err := b.start(ctx); err != nil {
+		cctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTimeout)
+		defer cancel()
+		return core.ControllerInstance{}, errors.Join(err, b.remove(cctx))
+	}
+	log.G(ctx).WithField("sandbox_id", sandboxID).Info("sandbox started")
+	spec, err := b.spec()
+	if err != nil {
+		return core.ControllerInstance{}, err
+	}
+	rec := b.snapshot()
+	return core.ControllerInstance{
+		SandboxID: sandboxID,
+		Pid:       uint32(b.instance().Pid()),
+		CreatedAt: rec.CreatedAt,
+		Address:   "ttrpc+" + b.address(),
+		Version:   taskVersion,
+		Spec:      spec,
+	}, nil
+}
+
+// start puts up the walls of a sandbox that is Starting, and makes it Ready.
+func (b *box) start(ctx context.Context) (err error) {
+	if err := b.setupNetwork(ctx); err != nil {
+		return err
+	}
+	rec := b.snapshot()
+	userNS, err := userNS(rec)
+	if err != nil {
+		return fmt.Errorf("sandbox %q: user namespace: %w", rec.ID, err)
+	}
+	if userNS != nil {
+		defer userNS.Close()
+	}
+	walls, err := b.c.isolation(rec.Settings.Isolation)
+	if err != nil {
+		return fmt.Errorf("sandbox %q: %w", rec.ID, err)
+	}
+	inst, err := walls.Start(ctx, isolation.Config{
+		Name:     b.k.String(),
+		Dir:      b.dir,
+		Walls:    rec.Kind == kindSandbox,
+		Hostname: rec.Settings.Hostname,
+		NetNS:    rec.NetNSPath,
+		UserNS:   userNS,
+		NewIPC:   !rec.Settings.HostIPC,
+		NewUTS:   !rec.Settings.HostUTS,
+		NewPID:   rec.Settings.SharePID,
+		Sysctls:  rec.Settings.Sysctls,
+	})
+	if err != nil {
+		return fmt.Errorf("sandbox %q: %w", rec.ID, err)
+	}
+	var steps undo.Stack
+	steps.Add("walls", func(ctx context.Context) error { return errors.Join(inst.End(ctx), inst.Close()) })
+	if err = b.listen(); err == nil {
+		err = b.move(Ready, func(r *boxRecord) { r.StartedAt = time.Now() })
+	}
+	if err != nil {
+		return errors.Join(err, steps.Run(ctx))
+	}
+	b.attach(inst)
+	return nil
+}
+
+// setupNetwork makes the network that the sandbox asked us for, and writes down
+// where it is before anything can be lost.
+func (b *box) setupNetwork(ctx context.Context) error {
+	rec := b.snapshot()
+	if rec.Kind != kindSandbox || !ownsNetwork(rec) {
+		return nil
+	}
+	result, err := b.c.cfg.Network.Setup(ctx, b.networkRequest(rec))
+	if err != nil {
+		return fmt.Errorf("sandbox %q: network: %w", rec.ID, err)
+	}
+	rec.NetNSPath, rec.Network = result.NetNSPath, &result
+	if err := b.save(rec); err != nil {
+		return err
+	}
+	return b.writeHosts()
+}
+
+func ownsNetwork(rec boxRecord) bool {
+	return rec.Settings.Network == network.None || rec.Settings.Network == network.CNI
+}
+
+func (b *box) networkRequest(rec boxRecord) network.Request {
+	return network.Request{
+		ID:       b.k.String(),
+		Name:     b.k.hash(),
+		Mode:     rec.Settings.Network,
+		UIDs:     rec.Settings.UIDs,
+		GIDs:     rec.Settings.GIDs,
+		Hostname: rec.Settings.Hostname,
+		Ports:    rec.Settings.Ports,
+	}
+}
+
+// userNS opens the user namespace that the sandbox's other namespaces belong to,
+// nil for the host's. It is the one that owns the network namespace: another
+// could not configure it.
+func userNS(rec boxRecord) (*os.File, error) {
+	if !rec.Settings.userNS() {
+		return nil, nil
+	}
+	if rec.NetNSPath != "" {
+		return network.Owner(rec.NetNSPath)
+	}
+	var f *os.File
+	err := sys.UnshareAfterEnterUserns(mapping(rec.Settings.UIDs), mapping(rec.Settings.GIDs), syscall.CLONE_NEWNS, func(pid int) error {
+		var err error
+		f, err = os.Open(fmt.Sprintf("/proc/%d/ns/user", pid))
+		return err
+	})
+	return f, err
+}
+
+// mapping in the form of containerd's sys package: container:host:size,...
+func mapping(list []specs.LinuxIDMapping) string {
+	var parts []string
+	for _, m := range list {
+		parts = append(parts, fmt.Sprintf("%d:%d:%d", m.ContainerID, m.HostID, m.Size))
+	}
+	return strings.Join(parts, ",")
+}
+
+// spec describes the sandbox as an OCI specification: its namespaces by path,
+// for clients that join them without a pid.
+func (b *box) spec() (typeurl.Any, error) {
+	rec := b.snapshot()
+	spec := &specs.Spec{
+		Version:     specs.Version,
+		Hostname:    rec.Settings.Hostname,
+		Annotations: rec.Settings.Annotations,
+		Linux: &specs.Linux{
+			CgroupsPath: rec.Cgroup,
+			Sysctl:      rec.Settings.Sysctls,
+			UIDMappings: rec.Settings.UIDs,
+			GIDMappings: rec.Settings.GIDs,
+			Resources:   rec.Settings.Resources,
+		},
+	}
+	for kind, path := range b.namespaces() {
+		if path != "" {
+			spec.Linux.Namespaces = append(spec.Linux.Namespaces, specs.LinuxNamespace{Type: kind, Path: path})
+		}
+	}
+	any, err := typeurl.MarshalAny(spec)
+	if err != nil {
+		return nil, fmt.Errorf("sandbox %q: %w", rec.ID, err)
+	}
+	return any, nil
+}

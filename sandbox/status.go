@@ -1,0 +1,159 @@
+package sandbox
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"time"
+
+	"github.com/containerd/containerd/api/types"
+	core "github.com/containerd/containerd/v2/core/sandbox"
+	"github.com/containerd/errdefs"
+	"github.com/containerd/platforms"
+	"github.com/containerd/typeurl/v2"
+	imagespec "github.com/opencontainers/image-spec/specs-go/v1"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"caisson/internal/cgroup"
+	"caisson/internal/network"
+)
+
+// The states that Status tells; CRI understands these two.
+const (
+	stateReady    = "SANDBOX_READY"
+	stateNotReady = "SANDBOX_NOTREADY"
+)
+
+// Platform tells what containers of the sandbox must be built for: the host.
+func (c *Controller) Platform(ctx context.Context, sandboxID string) (imagespec.Platform, error) {
+	if _, err := c.find(ctx, sandboxID); err != nil {
+		return imagespec.Platform{}, err
+	}
+	return platforms.DefaultSpec(), nil
+}
+
+// Wait returns when a sandbox has stopped. The status is 0 after a Stop, that of
+// the holder if that died, and 255 if nobody knows.
+func (c *Controller) Wait(ctx context.Context, sandboxID string) (core.ExitStatus, error) {
+	b, err := c.find(ctx, sandboxID)
+	if err != nil {
+		return core.ExitStatus{}, err
+	}
+	select {
+	case <-b.done:
+		rec := b.snapshot()
+		return core.ExitStatus{ExitStatus: rec.ExitStatus, ExitedAt: rec.ExitedAt}, nil
+	case <-c.closed:
+		// Clients take this one class for a reason to ask again.
+		return core.ExitStatus{}, fmt.Errorf("sandbox %q: wait: caissond is stopping: %w", sandboxID, errdefs.ErrUnavailable)
+	case <-ctx.Done():
+		return core.ExitStatus{}, fmt.Errorf("sandbox %q: wait: %w", sandboxID, ctx.Err())
+	}
+}
+
+// Status tells how a sandbox is; verbose adds "info", a JSON object of Info.
+func (c *Controller) Status(ctx context.Context, sandboxID string, verbose bool) (core.ControllerStatus, error) {
+	b, err := c.find(ctx, sandboxID)
+	if err != nil {
+		return core.ControllerStatus{}, err
+	}
+	rec := b.snapshot()
+	status := core.ControllerStatus{
+		SandboxID: sandboxID,
+		State:     stateNotReady,
+		CreatedAt: rec.CreatedAt,
+		ExitedAt:  rec.ExitedAt,
+		Address:   "ttrpc+" + b.address(),
+		Version:   taskVersion,
+	}
+	if rec.State == Ready {
+		status.State = stateReady
+	}
+	if inst := b.instance(); inst != nil {
+		status.Pid = uint32(inst.Pid())
+	}
+	if verbose {
+		info, err := json.Marshal(b.info())
+		if err != nil {
+			return core.ControllerStatus{}, fmt.Errorf("sandbox %q: status: %w", sandboxID, err)
+		}
+		status.Info = map[string]string{"info": string(info)}
+	}
+	return status, nil
+}
+
+// Info is the verbose part of a sandbox's status.
+type Info struct {
+	State      State                               `json:"state"`
+	Reason     string                              `json:"reason,omitempty"`
+	Pid        int                                 `json:"pid,omitempty"`
+	MonitorPid int                                 `json:"monitorPid,omitempty"`
+	Namespaces map[specs.LinuxNamespaceType]string `json:"namespaces,omitempty"`
+	Cgroup     string                              `json:"cgroup,omitempty"`
+	Mounts     map[string]string                   `json:"mounts,omitempty"`
+	Network    *network.Result                     `json:"network,omitempty"`
+	NetNSPath  string                              `json:"netnsPath,omitempty"`
+	Containers []string                            `json:"containers,omitempty"`
+	Options    any                                 `json:"options"`
+	Directory  string                              `json:"directory"`
+}
+
+func (b *box) info() Info {
+	rec := b.snapshot()
+	info := Info{
+		State:      rec.State,
+		Reason:     rec.Reason,
+		Cgroup:     rec.Cgroup,
+		Network:    rec.Network,
+		NetNSPath:  rec.NetNSPath,
+		Containers: b.tasks.IDs(),
+		Options:    rec.Settings,
+		Directory:  b.dir,
+		Mounts:     map[string]string{},
+	}
+	for _, f := range b.memberFiles() {
+		info.Mounts[f.Target] = f.Source
+	}
+	if inst := b.instance(); inst != nil {
+		info.Pid, info.MonitorPid = inst.Pid(), inst.Host().Pid()
+		info.Namespaces = inst.Namespaces()
+	}
+	return info
+}
+
+// Metrics returns the metrics of the sandbox's cgroup, all containers together,
+// as containerd's cgroup v1 or v2 message. It is cheap.
+func (c *Controller) Metrics(ctx context.Context, sandboxID string) (*types.Metric, error) {
+	b, err := c.find(ctx, sandboxID)
+	if err != nil {
+		return nil, err
+	}
+	group, err := b.cgroup()
+	if err != nil {
+		return nil, fmt.Errorf("sandbox %q: metrics: %w", sandboxID, err)
+	}
+	stats, err := group.Stats()
+	if err != nil {
+		return nil, fmt.Errorf("sandbox %q: metrics: %w", sandboxID, err)
+	}
+	data, err := typeurl.MarshalAnyToProto(stats)
+	if err != nil {
+		return nil, fmt.Errorf("sandbox %q: metrics: %w", sandboxID, err)
+	}
+	return &types.Metric{Timestamp: timestamppb.New(time.Now()), ID: sandboxID, Data: data}, nil
+}
+
+// cgroup of the sandbox, opened once.
+func (b *box) cgroup() (*cgroup.Group, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.group == nil {
+		group, err := cgroup.Load(b.rec.Cgroup)
+		if err != nil {
+			return nil, err
+		}
+		b.group = group
+	}
+	return b.group, nil
+}

@@ -1,0 +1,153 @@
+package sandbox
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/containerd/errdefs"
+	"github.com/containerd/log"
+
+	"caisson/internal/task"
+)
+
+// Tasks returns the containers of a sandbox, or of the sandbox that stands for a
+// single container.
+func (c *Controller) Tasks(ctx context.Context, sandboxID string) (*task.Set, error) {
+	b, err := c.findAny(ctx, sandboxID)
+	if err != nil {
+		return nil, err
+	}
+	return b.tasks, nil
+}
+
+// Endpoint reserves an address for what a client is about to create, a sandbox
+// or a container without one, and returns it. It may be repeated.
+func (c *Controller) Endpoint(ctx context.Context, id string) (string, error) {
+	k, err := keyOf(ctx, id)
+	if err != nil {
+		return "", err
+	}
+	b, fresh := c.add(k, kindOpen, Reserved)
+	if err := b.lock(ctx); err != nil {
+		return "", err
+	}
+	defer b.unlock()
+	if fresh {
+		if err := b.save(b.snapshot()); err != nil {
+			c.drop(b)
+			return "", err
+		}
+	}
+	if err := b.listen(); err != nil {
+		if fresh {
+			c.drop(b)
+		}
+		return "", err
+	}
+	return b.address(), nil
+}
+
+// CreateTask creates a container in a sandbox; at a reserved endpoint it first
+// makes the sandbox that stands for this single container.
+func (c *Controller) CreateTask(ctx context.Context, sandboxID string, req task.CreateRequest) (int, error) {
+	b, err := c.findAny(ctx, sandboxID)
+	if err != nil {
+		return 0, err
+	}
+	if b.snapshot().State == Reserved {
+		if err := b.startSingle(ctx); err != nil {
+			return 0, err
+		}
+	}
+	return b.tasks.Create(ctx, req)
+}
+
+func (b *box) startSingle(ctx context.Context) error {
+	if err := b.lock(ctx); err != nil {
+		return err
+	}
+	defer b.unlock()
+	if b.snapshot().State != Reserved {
+		return nil // Somebody was faster.
+	}
+	if err := b.move(Starting, func(r *boxRecord) { r.Kind = kindSingle }); err != nil {
+		return err
+	}
+	if err := b.start(ctx); err != nil {
+		return fmt.Errorf("%w (and back: %w)", err, b.move(Reserved, func(r *boxRecord) { r.Kind = kindOpen }))
+	}
+	return nil
+}
+
+// Release removes what stands for a single container, once that is deleted: the
+// endpoint included. A sandbox stays until Shutdown.
+func (c *Controller) Release(ctx context.Context, sandboxID string) error {
+	b, err := c.findAny(ctx, sandboxID)
+	if errdefs.IsNotFound(err) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if err := b.lock(ctx); err != nil {
+		return err
+	}
+	defer b.unlock()
+	if b.snapshot().Kind == kindSandbox || b.tasks.Len() > 0 {
+		return nil
+	}
+	return b.remove(ctx)
+}
+
+// Cleanup ends a container whose client has given up on it, and tells how it
+// ended. containerd asks for it after every container, deleted or not, so one
+// that is not there is no error.
+func (c *Controller) Cleanup(ctx context.Context, id, bundle string) (task.Exit, error) {
+	sandboxID, err := sandboxOf(id, bundle)
+	if err != nil {
+		return task.Exit{}, err
+	}
+	tasks, err := c.Tasks(ctx, sandboxID)
+	if errdefs.IsNotFound(err) {
+		return task.UnknownExit(), nil
+	}
+	if err != nil {
+		return task.Exit{}, err
+	}
+	exit, err := tasks.Purge(ctx, id)
+	if errdefs.IsNotFound(err) {
+		exit, err = task.UnknownExit(), nil
+	}
+	if err != nil {
+		return task.Exit{}, err
+	}
+	if err := c.Release(ctx, sandboxID); err != nil {
+		log.G(ctx).WithError(err).WithField("sandbox_id", sandboxID).Warn("release the sandbox of a container")
+	}
+	return exit, nil
+}
+
+// maxSandboxFile bounds the file that names a container's sandbox.
+const maxSandboxFile = 256
+
+// sandboxOf reads the one link from a container to its sandbox that containerd
+// leaves: a file in the bundle. Without it the container has none.
+func sandboxOf(id, bundle string) (string, error) {
+	if bundle == "" {
+		return id, nil
+	}
+	data, err := os.ReadFile(filepath.Join(bundle, "sandbox"))
+	if os.IsNotExist(err) {
+		return id, nil
+	}
+	if err != nil {
+		return "", fmt.Errorf("task %q: %w", id, err)
+	}
+	if name := strings.TrimSpace(string(data)); name != "" && len(name) <= maxSandboxFile {
+		return name, nil
+	}
+	return id, nil
+}

@@ -1,0 +1,123 @@
+package sandbox
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"strings"
+
+	core "github.com/containerd/containerd/v2/core/sandbox"
+	"github.com/containerd/errdefs"
+	"github.com/containerd/typeurl/v2"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"google.golang.org/protobuf/proto"
+	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	api "caisson/api/caisson/sandbox/v1"
+)
+
+// The extensions of a record that Update acts on.
+const (
+	ownExtension = "caisson.sandbox.v1.Options"
+	// CRI puts a pod's new resources there.
+	criExtension = "updated-resources"
+)
+
+// Update changes parts of a sandbox: fields as in Store.Update. Besides the
+// record, the extensions "caisson.sandbox.v1.Options" (resources, annotations)
+// and CRI's "updated-resources" change the sandbox itself. The cgroup of a
+// kubelet's pod is the kubelet's to change. Update may be repeated. NotFound;
+// InvalidArgument: field paths or contents.
+func (c *Controller) Update(ctx context.Context, sandboxID string, sb core.Sandbox, fields ...string) error {
+	b, err := c.find(ctx, sandboxID)
+	if err != nil {
+		return err
+	}
+	if err := b.lock(ctx); err != nil {
+		return err
+	}
+	defer b.unlock()
+	change, err := changeOf(sb, fields)
+	if err != nil {
+		return fmt.Errorf("sandbox %q: update: %w", sandboxID, err)
+	}
+	sb.ID = sandboxID
+	old, err := c.cfg.Store.Get(ctx, sandboxID)
+	if err != nil {
+		return err
+	}
+	if sb.Runtime.Name == "" {
+		sb.Runtime = old.Runtime
+	}
+	if _, err := c.cfg.Store.Update(ctx, sb, fields...); err != nil {
+		return err
+	}
+	return b.apply(change)
+}
+
+// change is what an update asks of a running sandbox.
+type change struct {
+	resources   *specs.LinuxResources
+	annotations map[string]string
+}
+
+func changeOf(sb core.Sandbox, fields []string) (change, error) {
+	var ch change
+	if any := updated(sb, fields, ownExtension); any != nil {
+		var o api.Options
+		if err := proto.Unmarshal(any.GetValue(), &o); err != nil {
+			return ch, fmt.Errorf("extension %s: %w: %w", ownExtension, err, errdefs.ErrInvalidArgument)
+		}
+		ch.resources, ch.annotations = ownResources(o.GetResources()), o.GetAnnotations()
+	}
+	if any := updated(sb, fields, criExtension); any != nil {
+		var u struct{ Overhead, Resources *cri.LinuxContainerResources }
+		if err := json.Unmarshal(any.GetValue(), &u); err != nil {
+			return ch, fmt.Errorf("extension %s: %w: %w", criExtension, err, errdefs.ErrInvalidArgument)
+		}
+		ch.resources = criResources(u.Resources)
+	}
+	return ch, nil
+}
+
+// updated returns an extension if the fields of an update include it.
+func updated(sb core.Sandbox, fields []string, name string) typeurl.Any {
+	any := sb.Extensions[name]
+	if any == nil || len(fields) == 0 {
+		return any
+	}
+	for _, f := range fields {
+		if f == "extensions" || strings.TrimPrefix(f, "extensions.") == name {
+			return any
+		}
+	}
+	return nil
+}
+
+// apply changes the sandbox itself. The caller holds op.
+func (b *box) apply(ch change) error {
+	rec := b.snapshot()
+	if ch.resources != nil {
+		if rec.OwnCgroup && rec.State != Stopped {
+			group, err := b.cgroup()
+			if err == nil {
+				err = group.Update(ch.resources)
+			}
+			if err != nil {
+				return fmt.Errorf("sandbox %q: update resources: %w", rec.ID, err)
+			}
+		}
+		rec.Settings.Resources = ch.resources
+	}
+	if len(ch.annotations) > 0 {
+		merged := map[string]string{}
+		maps.Copy(merged, rec.Settings.Annotations)
+		maps.Copy(merged, ch.annotations)
+		rec.Settings.Annotations = merged
+	}
+	if ch.resources == nil && len(ch.annotations) == 0 {
+		return nil
+	}
+	return b.save(rec)
+}
