@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"runtime"
 	"runtime/pprof"
@@ -40,6 +41,9 @@ func TestMain(m *testing.M) {
 	}
 	r.Close()
 	w.Close()
+	signals := make(chan os.Signal, 1) // fuzzing listens for signals, with a goroutine that stays
+	signal.Notify(signals, syscall.SIGUSR1)
+	signal.Stop(signals)
 	files, routines := openFiles(), runtime.NumGoroutine()
 	code := m.Run()
 	if code == 0 {
