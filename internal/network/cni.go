@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -59,14 +61,29 @@ func (m *Manager) configured(req Request) (*plugins, error) {
 		return nil, missing()
 	}
 	list := networks[0].Config
+	for _, p := range list.Plugins {
+		if !m.hasPlugin(p.Network.Type) {
+			// Found out by running the list, this would be too late: DEL, too,
+			// stops at a plugin that is missing.
+			return nil, fmt.Errorf("CNI network %q of %s needs the plugin %q, which is not in %s: install it there: %w",
+				list.Name, m.cfg.CNIConfDir, p.Network.Type, strings.Join(m.cfg.CNIBinDirs, " or "), errdefs.ErrFailedPrecondition)
+		}
+	}
 	if len(req.Ports) > 0 && !canMapPorts(list) {
 		return nil, fmt.Errorf("CNI network %q of %s has no plugin with the capability portMappings: add portmap to it to map ports: %w", list.Name, m.cfg.CNIConfDir, errdefs.ErrFailedPrecondition)
 	}
 	return m.plugins(cniRecord{
-		ContainerID: "caisson-" + req.Name,
+		ContainerID: containerID(req.Name),
 		Config:      json.RawMessage(list.Source),
 		Args:        cniArgs(req),
 		Ports:       req.Ports,
+	})
+}
+
+func (m *Manager) hasPlugin(name string) bool {
+	return slices.ContainsFunc(m.cfg.CNIBinDirs, func(dir string) bool {
+		info, err := os.Stat(filepath.Join(dir, name))
+		return err == nil && info.Mode().IsRegular()
 	})
 }
 
@@ -98,7 +115,7 @@ func cniArgs(req Request) map[string]string {
 func (m *Manager) recorded(name string) (*plugins, error) {
 	b, err := os.ReadFile(m.recordPath(name))
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
+		return m.cached(name)
 	}
 	if err != nil {
 		return nil, classify(err)
@@ -109,6 +126,41 @@ func (m *Manager) recorded(name string) (*plugins, error) {
 	}
 	return m.plugins(record)
 }
+
+// cniCache is where the CNI library keeps, on disk, what an ADD was given and
+// what it gave, until the DEL.
+const cniCache = "/var/lib/cni/results"
+
+// cached finds an attachment from before a reboot: the record is gone with the
+// tmpfs, but addresses are still allocated on disk.
+func (m *Manager) cached(name string) (*plugins, error) {
+	files, err := filepath.Glob(filepath.Join(cniCache, "*-"+containerID(name)+"-*"))
+	if err != nil || len(files) == 0 {
+		return nil, err
+	}
+	b, err := os.ReadFile(files[0])
+	if err != nil {
+		return nil, classify(err)
+	}
+	var cache struct {
+		Config []byte      `json:"config"`
+		Args   [][2]string `json:"cniArgs"`
+		Caps   struct {
+			Ports []PortMapping `json:"portMappings"`
+		} `json:"capabilityArgs"`
+	}
+	if err := json.Unmarshal(b, &cache); err != nil {
+		return nil, fmt.Errorf("%s: %w: %w", files[0], err, errdefs.ErrDataLoss)
+	}
+	record := cniRecord{ContainerID: containerID(name), Config: cache.Config, Args: make(map[string]string), Ports: cache.Caps.Ports}
+	for _, arg := range cache.Args {
+		record.Args[arg[0]] = arg[1]
+	}
+	return m.plugins(record)
+}
+
+// containerID is what plugins know a sandbox by.
+func containerID(name string) string { return "caisson-" + name }
 
 // plugins prepares to run those of the record.
 func (m *Manager) plugins(record cniRecord) (*plugins, error) {
