@@ -9,6 +9,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/containerd/errdefs/pkg/errgrpc"
 	"github.com/spf13/cobra"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 )
 
@@ -39,7 +40,7 @@ func (a *app) explain(err error) string {
 	}
 	text := clean(native.Error())
 	switch {
-	case errors.Is(err, context.Canceled):
+	case isCanceled(err):
 		return "interrupted"
 	case errdefs.IsUnavailable(native):
 		return fmt.Sprintf("caissond at %s does not answer: %s; see its log, or start it again with `caissond`", a.address, text)
@@ -51,6 +52,11 @@ func (a *app) explain(err error) string {
 		return text + "; the daemon took too long: see its log and try again"
 	}
 	return text
+}
+
+// isCanceled tells an interrupted command, whichever way the error came.
+func isCanceled(err error) bool {
+	return errors.Is(err, context.Canceled) || status.Code(err) == codes.Canceled
 }
 
 // clean takes the wire's prefixes and the repeated class names off a message.

@@ -50,7 +50,9 @@ func (a *app) exec(ctx context.Context, f processFlags, id string, command []str
 	}
 	create, streams := cio.Creator(cio.NullIO), (*stdio)(nil)
 	if !f.detach {
-		streams = a.foreground(f)
+		if streams, err = a.foreground(f); err != nil {
+			return err
+		}
 		create = streams.create
 	}
 	execID := "exec-" + newID()

@@ -1,7 +1,6 @@
 package cli
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"strings"
@@ -51,7 +50,7 @@ func (a *app) finish(cmd *cobra.Command, err error) int {
 	}
 	var start *startError
 	switch {
-	case errors.Is(err, context.Canceled):
+	case isCanceled(err):
 		code = exitInterrupted
 	case errors.As(err, &start):
 		code = start.code

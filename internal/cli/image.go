@@ -31,6 +31,15 @@ func imageName(ref string) (string, error) {
 	return named.String(), nil
 }
 
+// familiar is the short form of a name, for tables: what may be left out is.
+func familiar(name string) string {
+	named, err := reference.ParseNormalizedNamed(name)
+	if err != nil {
+		return name
+	}
+	return reference.FamiliarString(named)
+}
+
 // findImage looks an image up by the name it was given, then by its full form.
 func (c *client) findImage(ctx context.Context, ref string) (containerd.Image, error) {
 	image, err := c.GetImage(ctx, ref)
@@ -99,7 +108,7 @@ func (r imageRow) columns() []string {
 	if len(digest) > 19 {
 		digest = digest[:19] // sha256: and 12 digits
 	}
-	return []string{r.Name, digest, size, r.created}
+	return []string{familiar(r.Name), digest, size, r.created}
 }
 
 func (a *app) imageListCommand() *cobra.Command {

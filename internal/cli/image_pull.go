@@ -21,6 +21,9 @@ func (a *app) imagePullCommand() *cobra.Command {
 		Example: "  caisson image pull docker.io/library/busybox:latest\n  caisson image pull --plain-http 127.0.0.1:5000/demo:latest",
 		Args:    exactly(1, "the name of one image"),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if _, err := imageName(args[0]); err != nil {
+				return err
+			}
 			ctx, sig := catchSignals(cmd.Context())
 			defer sig.close()
 			ctx, c, err := a.connect(ctx)

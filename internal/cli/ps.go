@@ -47,7 +47,7 @@ func (r containerRow) columns() []string {
 	if r.PID != 0 {
 		pid = strconv.FormatUint(uint64(r.PID), 10)
 	}
-	return []string{r.ID, r.Sandbox, r.Image, string(command), r.state, pid, r.created}
+	return []string{r.ID, r.Sandbox, familiar(r.Image), string(command), r.state, pid, r.created}
 }
 
 func (a *app) psCommand() *cobra.Command {

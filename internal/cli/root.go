@@ -102,7 +102,10 @@ func (a *app) logPath(containerID string) (string, error) {
 
 // fifoDir holds the FIFOs of foreground processes: beside the socket, so that
 // the daemon sees them wherever it runs.
-func (a *app) fifoDir() string { return filepath.Join(filepath.Dir(a.socketPath()), "fifo") }
+func (a *app) fifoDir() (string, error) {
+	socket, err := filepath.Abs(a.socketPath())
+	return filepath.Join(filepath.Dir(socket), "fifo"), err
+}
 
 // group is a command that only holds others.
 func group(use, short, example string, subs ...*cobra.Command) *cobra.Command {

@@ -200,7 +200,10 @@ func (c *client) createTask(ctx context.Context, n newContainer, at taskEndpoint
 			return nil, nil, err
 		}
 	} else {
-		streams = c.app.foreground(n.process)
+		var err error
+		if streams, err = c.app.foreground(n.process); err != nil {
+			return nil, nil, err
+		}
 		create = streams.create
 	}
 	ctr, err := c.createContainer(ctx, n, steps)

@@ -2,9 +2,10 @@ package cli
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
+	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
@@ -153,22 +154,33 @@ type taskEndpoint struct {
 	version uint32
 }
 
-// Keys of ControllerStatus.Info that repeat the address and version of the task
-// service: containerd's sandbox service leaves both out of its own answer.
-const (
-	infoAddress = "address"
-	infoVersion = "version"
-)
+// statusInfo is what endpointOf reads of the verbose status of a sandbox.
+type statusInfo struct {
+	Address   string `json:"address"`
+	Version   uint32 `json:"version"`
+	Directory string `json:"directory"`
+}
 
+// endpointOf finds the address of a sandbox's task service in its verbose
+// status. containerd's sandbox service leaves address and version out of its
+// answer and passes only the info on: there, if not the address itself, is the
+// directory that the socket lies in.
 func endpointOf(st sandbox.ControllerStatus) taskEndpoint {
+	const (
+		infoKey     = "info"
+		taskSocket  = "task.sock"
+		taskVersion = 3
+	)
 	e := taskEndpoint{st.Address, st.Version}
-	if e.address == "" {
-		e.address = st.Info[infoAddress]
-	}
-	if e.version == 0 {
-		if v, err := strconv.ParseUint(st.Info[infoVersion], 10, 32); err == nil {
-			e.version = uint32(v)
+	var info statusInfo
+	if e.address == "" && json.Unmarshal([]byte(st.Info[infoKey]), &info) == nil {
+		e = taskEndpoint{info.Address, info.Version}
+		if e.address == "" && filepath.IsAbs(info.Directory) {
+			e.address = "ttrpc+unix://" + filepath.Join(info.Directory, taskSocket)
 		}
+	}
+	if e.address != "" && e.version == 0 {
+		e.version = taskVersion
 	}
 	return e
 }
@@ -182,7 +194,7 @@ func (c *client) readySandbox(ctx context.Context, id string) (taskEndpoint, err
 }
 
 func (c *client) endpoint(ctx context.Context, id string) (taskEndpoint, error) {
-	st, err := c.controller().Status(ctx, id, false)
+	st, err := c.controller().Status(ctx, id, true)
 	if err != nil && !errdefs.IsNotFound(err) {
 		return taskEndpoint{}, fmt.Errorf("sandbox %q: status: %w", id, err)
 	}
@@ -190,7 +202,7 @@ func (c *client) endpoint(ctx context.Context, id string) (taskEndpoint, error) 
 		return taskEndpoint{}, advise(errdefs.ErrFailedPrecondition, "sandbox %q is not running; start it first: caisson sandbox start %s", id, id)
 	}
 	e := endpointOf(st)
-	if e.address == "" || e.version == 0 {
+	if e.address == "" {
 		return taskEndpoint{}, fmt.Errorf("sandbox %q: the daemon named no address for tasks: %w", id, errdefs.ErrUnavailable)
 	}
 	return e, nil

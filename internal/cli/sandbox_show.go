@@ -197,10 +197,17 @@ func (c *client) sandboxDetails(ctx context.Context, id string) (sandboxDetails,
 	}, nil
 }
 
-// decodeInfo shows the values that are JSON as what they are.
+// decodeInfo shows what a verbose status tells: the object that the sandboxer
+// calls "info" itself, and other values beside what is in it.
 func decodeInfo(info map[string]string) map[string]any {
-	out := make(map[string]any, len(info))
+	out := map[string]any{}
+	if json.Unmarshal([]byte(info["info"]), &out) != nil || out == nil {
+		out = map[string]any{}
+	}
 	for key, value := range info {
+		if _, taken := out[key]; taken || key == "info" && len(out) > 0 {
+			continue
+		}
 		var v any
 		if json.Unmarshal([]byte(value), &v) != nil {
 			v = value

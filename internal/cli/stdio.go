@@ -3,7 +3,6 @@ package cli
 import (
 	"context"
 	"io"
-	"net/url"
 	"os"
 	"sync"
 	"sync/atomic"
@@ -24,7 +23,11 @@ type stdio struct {
 	out    activity
 }
 
-func (a *app) foreground(f processFlags) *stdio {
+func (a *app) foreground(f processFlags) (*stdio, error) {
+	dir, err := a.fifoDir()
+	if err != nil {
+		return nil, err
+	}
 	s := &stdio{}
 	s.out.broken = make(chan struct{})
 	var in io.Reader
@@ -33,14 +36,14 @@ func (a *app) foreground(f processFlags) *stdio {
 		in = s.stdin
 	}
 	out := &watchedWriter{a.sys.Stdout, &s.out}
-	opts := []cio.Opt{cio.WithFIFODir(a.fifoDir())}
+	opts := []cio.Opt{cio.WithFIFODir(dir)}
 	if f.tty {
 		opts = append(opts, cio.WithStreams(in, out, nil), cio.WithTerminal)
 	} else {
 		opts = append(opts, cio.WithStreams(in, out, &watchedWriter{a.sys.Stderr, &s.out}))
 	}
 	s.create = cio.NewCreator(opts...)
-	return s
+	return s, nil
 }
 
 // toLog sends the output of a detached process to a file.
@@ -52,7 +55,7 @@ func toLog(path string, tty bool) (cio.Creator, error) {
 	if err != nil {
 		return nil, err
 	}
-	return cio.TerminalLogURI((*url.URL)(uri)), nil
+	return cio.TerminalLogURI(uri), nil
 }
 
 // closeStdinAtEOF tells the daemon when standard input has ended: it keeps the

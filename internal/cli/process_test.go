@@ -1,0 +1,174 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"io"
+	"os"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	containerd "github.com/containerd/containerd/v2/client"
+	"github.com/containerd/containerd/v2/pkg/cio"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+)
+
+// fakeProcess tells what is done to it.
+type fakeProcess struct {
+	containerd.Process
+	killed  chan syscall.Signal
+	closed  chan struct{}
+	waits   chan containerd.ExitStatus
+	waiting int
+}
+
+func newFakeProcess() *fakeProcess {
+	return &fakeProcess{killed: make(chan syscall.Signal, 10), closed: make(chan struct{}, 1), waits: make(chan containerd.ExitStatus, 10)}
+}
+
+func (p *fakeProcess) Kill(_ context.Context, s syscall.Signal, _ ...containerd.KillOpts) error {
+	p.killed <- s
+	return nil
+}
+
+func (p *fakeProcess) CloseIO(context.Context, ...containerd.IOCloserOpts) error {
+	p.closed <- struct{}{}
+	return nil
+}
+
+func (p *fakeProcess) Wait(context.Context) (<-chan containerd.ExitStatus, error) {
+	p.waiting++
+	return p.waits, nil
+}
+
+// fakeStreams end when told to.
+type fakeStreams struct {
+	cio.IO
+	ended     chan struct{}
+	cancelled bool
+}
+
+func (s *fakeStreams) Wait() { <-s.ended }
+func (s *fakeStreams) Cancel() {
+	s.cancelled = true
+	close(s.ended)
+}
+
+func TestSignals(t *testing.T) {
+	ctx, sig := catchSignals(t.Context())
+	defer sig.close()
+	p := newFakeProcess()
+	sig.forwardTo(ctx, p)
+	sig.ch <- syscall.SIGWINCH // not forwarded
+	sig.ch <- syscall.SIGUSR1
+	if got := <-p.killed; got != syscall.SIGUSR1 {
+		t.Errorf("forwarded %v", got)
+	}
+	for _, want := range []syscall.Signal{syscall.SIGINT, syscall.SIGTERM, syscall.SIGKILL} {
+		sent := want
+		if want == syscall.SIGKILL {
+			sent = syscall.SIGINT // the third time
+		}
+		sig.ch <- sent
+		if got := <-p.killed; got != want {
+			t.Errorf("forwarded %v, want %v", got, want)
+		}
+	}
+	if ctx.Err() != nil {
+		t.Error("a forwarded signal cancelled the command")
+	}
+}
+
+func TestSignalsCancelUntilAProcessRuns(t *testing.T) {
+	ctx, sig := catchSignals(t.Context())
+	defer sig.close()
+	sig.ch <- syscall.SIGCHLD
+	sig.ch <- syscall.SIGUSR1
+	sig.ch <- syscall.SIGINT
+	<-ctx.Done()
+}
+
+func TestAwaitExitOutlivesTheDaemon(t *testing.T) {
+	p := newFakeProcess()
+	away := containerd.NewExitStatus(containerd.UnknownExitStatus, time.Time{}, status.Error(codes.Unavailable, "gone"))
+	p.waits <- *away
+	p.waits <- *away
+	p.waits <- *containerd.NewExitStatus(7, time.Now(), nil)
+	code, err := awaitExit(t.Context(), p, p.waits)
+	if code != 7 || err != nil || p.waiting != 2 {
+		t.Errorf("code %d, %v, after %d waits", code, err, p.waiting)
+	}
+	p.waits <- *containerd.NewExitStatus(255, time.Time{}, status.Error(codes.NotFound, "gone"))
+	if _, err := awaitExit(t.Context(), p, p.waits); err == nil {
+		t.Error("a lost process has no error")
+	}
+}
+
+func TestStdinEnd(t *testing.T) {
+	p := newFakeProcess()
+	s := &stdio{stdin: &watchedReader{Reader: strings.NewReader("abc"), done: make(chan struct{})}}
+	if got, err := io.ReadAll(s.stdin); string(got) != "abc" || err != nil {
+		t.Errorf("%q, %v", got, err)
+	}
+	s.closeStdinAtEOF(t.Context(), p)
+	<-p.closed
+	// Without an end of the input the end of the process is enough.
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	s.stdin = &watchedReader{Reader: strings.NewReader(""), done: make(chan struct{})}
+	s.closeStdinAtEOF(ctx, p)
+	if len(p.closed) != 0 {
+		t.Error("stdin closed without an end")
+	}
+}
+
+type brokenWriter struct{}
+
+func (brokenWriter) Write([]byte) (int, error) { return 0, os.ErrClosed }
+
+func TestUnreadOutputKills(t *testing.T) {
+	p := newFakeProcess()
+	s := &stdio{}
+	s.out.broken = make(chan struct{})
+	w := &watchedWriter{brokenWriter{}, &s.out}
+	for range 3 {
+		if n, err := w.Write([]byte("abc")); n != 3 || err != nil {
+			t.Errorf("write: %d, %v", n, err)
+		}
+	}
+	s.killWhenUnread(t.Context(), p)
+	if got := <-p.killed; got != syscall.SIGKILL {
+		t.Errorf("sent %v", got)
+	}
+}
+
+func TestDrain(t *testing.T) {
+	s := &stdio{}
+	streams := &fakeStreams{ended: make(chan struct{})}
+	close(streams.ended)
+	s.drain(streams)
+	if streams.cancelled {
+		t.Error("cancelled streams that had ended")
+	}
+	streams = &fakeStreams{ended: make(chan struct{})} // held open by a process left behind
+	s.drain(streams)
+	if !streams.cancelled {
+		t.Error("waited for streams that never end")
+	}
+	s.drain(nil)
+}
+
+func TestNoDaemon(t *testing.T) {
+	if err := (&app{address: "unix:///run/x.sock"}).noDaemon(os.ErrNotExist); !strings.Contains(err.Error(), "no caissond at unix:///run/x.sock") {
+		t.Error(err)
+	}
+	if err := (&app{}).noDaemon(context.Canceled); !errors.Is(err, context.Canceled) {
+		t.Error(err)
+	}
+	if err := (&app{address: "/x"}).noDaemon(os.ErrPermission); !strings.Contains(err.Error(), "no permission") {
+		t.Error(err)
+	}
+}
