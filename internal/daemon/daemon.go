@@ -1,0 +1,178 @@
+// Package daemon is caissond: it puts the parts together, in order, and takes
+// them apart again.
+//
+// The order of a start is the order in which things depend on each other: the
+// directories and their locks; the sandboxes that an earlier daemon left, which
+// are taken over before anything is served; the sandboxer's sockets; the engine,
+// which finds its tasks again through them. A stop leaves every sandbox running.
+// A daemon that is killed instead leaves nothing that the next start minds.
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/containerd/log"
+	sd "github.com/coreos/go-systemd/v22/daemon"
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+	"google.golang.org/grpc/grpclog"
+
+	"caisson/internal/config"
+	"caisson/internal/engine"
+	"caisson/internal/service"
+	"caisson/internal/undo"
+	"caisson/internal/version"
+)
+
+// The sockets in the state directory.
+const (
+	sandboxerSocket = "sandboxer.sock"
+	ttrpcSuffix     = ".ttrpc"
+	shimSocket      = "shim.sock"
+)
+
+// Run is the life of a daemon: it returns nil after ctx has ended and everything
+// is stopped, or the error that kept it from starting or made it end. cfg is
+// complete. The log's settings, the umask and the handling of SIGPIPE are the
+// process's and stay as Run sets them.
+func Run(ctx context.Context, cfg config.Config) (err error) {
+	if err := setUpProcess(cfg.Log); err != nil {
+		return err
+	}
+	var steps undo.Stack
+	defer func() {
+		if serr := steps.Run(ctx); serr != nil {
+			err = errors.Join(err, fmt.Errorf("stop: %w", serr))
+		}
+	}()
+	if err := takeDirectories(&steps, cfg); err != nil {
+		return err
+	}
+	log.G(ctx).WithFields(log.Fields{
+		"version": version.String(), "root": cfg.Root, "state": cfg.State, "engine": string(cfg.Engine), "config": cfg.File,
+	}).Info("caissond starts")
+
+	parts, err := wire(ctx, &steps, cfg)
+	if err != nil {
+		return err
+	}
+	failed, err := serve(ctx, &steps, cfg, parts)
+	if err != nil {
+		return err
+	}
+	if cfg.Engine == config.EngineEmbedded {
+		if err := startEngine(ctx, &steps, cfg); err != nil {
+			return err
+		}
+	}
+	notify(ctx, sd.SdNotifyReady)
+	log.G(ctx).WithField("address", listensAt(cfg)).Info("caissond is ready")
+
+	select {
+	case <-ctx.Done():
+		log.G(ctx).Info("caissond stops; sandboxes go on running")
+	case err = <-failed:
+	}
+	notify(ctx, sd.SdNotifyStopping)
+	return err
+}
+
+// setUpProcess sets what a process has once.
+func setUpProcess(cfg config.Log) error {
+	if err := log.SetLevel(cfg.Level); err != nil {
+		return fmt.Errorf("log: %v: %w", err, errdefs.ErrInvalidArgument)
+	}
+	if err := log.SetFormat(log.OutputFormat(cfg.Format)); err != nil {
+		return fmt.Errorf("log: %v: %w", err, errdefs.ErrInvalidArgument)
+	}
+	// gRPC's own log repeats, without context, what its callers report.
+	grpclog.SetLoggerV2(grpclog.NewLoggerV2(io.Discard, io.Discard, io.Discard))
+	// What is made must not depend on who starts the daemon.
+	unix.Umask(0o022)
+	// A log that nobody reads any more must not end the daemon. Ignoring the
+	// signal would be inherited by all it starts; an unread channel is not.
+	signal.Notify(make(chan os.Signal, 1), unix.SIGPIPE)
+	return nil
+}
+
+// serve opens the sandboxer's sockets. The channel gets the error of a server
+// that ends by itself.
+func serve(ctx context.Context, steps *undo.Stack, cfg config.Config, p *parts) (failed <-chan error, err error) {
+	var listeners [3]net.Listener
+	for i, name := range []string{sandboxerSocket, sandboxerSocket + ttrpcSuffix, shimSocket} {
+		if listeners[i], err = service.Listen(filepath.Join(cfg.State, name)); err != nil {
+			for _, l := range listeners[:i] {
+				err = errors.Join(err, l.Close())
+			}
+			return nil, err
+		}
+	}
+	sctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	group, gctx := errgroup.WithContext(sctx)
+	group.Go(func() error { return service.ServeGRPC(gctx, listeners[0], p.ctl, p.store) })
+	group.Go(func() error { return service.ServeTTRPC(gctx, listeners[1], p.ctl) })
+	group.Go(func() error { return service.ServeShim(gctx, listeners[2], p.shim, version.String()) })
+
+	ended := make(chan error, 1)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		if err := group.Wait(); err != nil {
+			ended <- err
+		}
+	}()
+	steps.Add("servers", func(context.Context) error {
+		cancel()
+		<-done
+		return nil
+	})
+	return ended, nil
+}
+
+// startLimit is how long the engine may take: it asks every task it knew of.
+const startLimit = 5 * time.Minute
+
+func startEngine(ctx context.Context, steps *undo.Stack, cfg config.Config) error {
+	sctx, cancel := context.WithTimeout(ctx, startLimit)
+	defer cancel()
+	e, err := engine.Start(sctx, engine.Config{
+		Root: cfg.Root, State: cfg.State, Address: cfg.Address,
+		SandboxerAddress: filepath.Join(cfg.State, sandboxerSocket),
+		ShimSocket:       filepath.Join(cfg.State, shimSocket),
+		CNIConfDir:       cfg.Network.CNIConfDir,
+		CNIBinDirs:       cfg.Network.CNIBinDirs,
+		Passthrough:      cfg.Passthrough,
+	})
+	if err != nil {
+		return err
+	}
+	steps.Add("engine", func(context.Context) error {
+		e.Stop()
+		return nil
+	})
+	return nil
+}
+
+// listensAt is the socket a client of this daemon uses.
+func listensAt(cfg config.Config) string {
+	if cfg.Engine == config.EngineEmbedded {
+		return cfg.Address
+	}
+	return filepath.Join(cfg.State, sandboxerSocket)
+}
+
+// notify tells systemd, if it started the daemon and asked for it.
+func notify(ctx context.Context, state string) {
+	if _, err := sd.SdNotify(false, state); err != nil {
+		log.G(ctx).WithError(err).Warn("systemd was not notified")
+	}
+}

@@ -1,0 +1,108 @@
+package daemon
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os/exec"
+	"syscall"
+	"time"
+
+	"github.com/containerd/containerd/api/types"
+	"github.com/containerd/containerd/api/types/runc/options"
+	_ "github.com/containerd/containerd/v2/core/runtime" // the type URL of OCI features
+	"github.com/containerd/errdefs"
+	"github.com/containerd/typeurl/v2"
+	"github.com/opencontainers/runtime-spec/specs-go/features"
+	"google.golang.org/protobuf/types/known/anypb"
+
+	"caisson/internal/engine"
+	"caisson/internal/oci"
+	"caisson/internal/version"
+)
+
+// maxFeatures bounds what a runtime prints; runc prints 10 KiB.
+const maxFeatures = 1 << 20
+
+// runtimeInfo describes the OCI runtime called name, or the one that the
+// options name. Features are what the runtime says of itself, and user
+// namespaces, which the sandboxer makes. Mounts with mapped ids are the
+// runtime's alone: one that does not claim them ignores the request silently
+// and gives a container files of the wrong owner, so they are not claimed for
+// it, and CRI then offers no user namespaces.
+func runtimeInfo(ctx context.Context, name string, opts *anypb.Any) (*types.RuntimeInfo, error) {
+	if opts != nil && typeurl.Is(opts, &options.Options{}) {
+		var o options.Options
+		if err := typeurl.UnmarshalTo(opts, &o); err != nil {
+			return nil, fmt.Errorf("runtime options: %v: %w", err, errdefs.ErrInvalidArgument)
+		}
+		if o.GetBinaryName() != "" {
+			name = o.GetBinaryName()
+		}
+	}
+	path, err := oci.Find(name)
+	if err != nil {
+		return nil, err
+	}
+	feats, err := askFeatures(ctx, path)
+	if err != nil {
+		return nil, fmt.Errorf("OCI runtime %s: %w", path, err)
+	}
+	described, err := typeurl.MarshalAny(feats)
+	if err != nil {
+		return nil, fmt.Errorf("features of OCI runtime %s: %w", path, err)
+	}
+	return &types.RuntimeInfo{
+		Name:     engine.RuntimeType,
+		Version:  &types.RuntimeVersion{Version: version.String()},
+		Options:  opts,
+		Features: typeurl.MarshalProto(described),
+	}, nil
+}
+
+// askFeatures runs `runtime features`. A runtime without that command claims
+// nothing but what every one has.
+func askFeatures(ctx context.Context, path string) (*features.Features, error) {
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, path, "features")
+	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
+	cmd.WaitDelay = 5 * time.Second
+	out, err := cmd.Output()
+	if ctx.Err() != nil {
+		return nil, fmt.Errorf("ask for its features: %w", ctx.Err())
+	}
+	var exit *exec.ExitError
+	if err != nil && !errors.As(err, &exit) {
+		return nil, fmt.Errorf("ask for its features: %w", err)
+	}
+	feats := &features.Features{}
+	if err == nil {
+		if len(out) > maxFeatures {
+			return nil, fmt.Errorf("its features are %d bytes: %w", len(out), errdefs.ErrResourceExhausted)
+		}
+		if err := json.Unmarshal(out, feats); err != nil {
+			return nil, fmt.Errorf("its features: %v: %w", err, errdefs.ErrInvalidArgument)
+		}
+	}
+	if feats.Linux == nil {
+		// containerd looks into it without a check.
+		feats.Linux = &features.Linux{}
+	}
+	addNamespaces(feats.Linux)
+	return feats, nil
+}
+
+// addNamespaces adds those that every runtime of this decade joins.
+func addNamespaces(l *features.Linux) {
+	known := map[string]bool{}
+	for _, ns := range l.Namespaces {
+		known[ns] = true
+	}
+	for _, ns := range []string{"cgroup", "ipc", "mount", "network", "pid", "user", "uts"} {
+		if !known[ns] {
+			l.Namespaces = append(l.Namespaces, ns)
+		}
+	}
+}

@@ -1,0 +1,83 @@
+package daemon
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/containerd/containerd/api/types/runc/options"
+	"github.com/containerd/errdefs"
+	"github.com/containerd/typeurl/v2"
+	"github.com/opencontainers/runtime-spec/specs-go/features"
+)
+
+// fakeRuntime is a program that answers as the script says.
+func fakeRuntime(t *testing.T, script string) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "runtime")
+	if err := os.WriteFile(path, []byte("#!/bin/sh\n[ \"$1\" = features ] || exit 9\n"+script+"\n"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+func TestRuntimeInfo(t *testing.T) {
+	for name, tc := range map[string]struct {
+		script string
+		idmap  bool
+	}{
+		"modern":     {`echo '{"linux": {"namespaces": ["mount", "user"], "mountExtensions": {"idmap": {"enabled": true}}}, "mountOptions": ["rro"]}'`, true},
+		"silent":     {`echo '{"linux": {"namespaces": ["user"]}}'`, false},
+		"no linux":   {`echo '{}'`, false},
+		"no command": {"echo unknown command >&2; exit 1", false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			info, err := runtimeInfo(context.Background(), fakeRuntime(t, tc.script), nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			any, err := typeurl.UnmarshalAny(info.GetFeatures())
+			if err != nil {
+				t.Fatal(err)
+			}
+			f, ok := any.(*features.Features)
+			if !ok || f.Linux == nil {
+				t.Fatalf("features are %T", any)
+			}
+			if !slices.Contains(f.Linux.Namespaces, "user") {
+				t.Errorf("namespaces %q", f.Linux.Namespaces)
+			}
+			idmap := f.Linux.MountExtensions != nil && f.Linux.MountExtensions.IDMap != nil && *f.Linux.MountExtensions.IDMap.Enabled
+			if idmap != tc.idmap {
+				t.Errorf("mounts with mapped ids are %v", idmap)
+			}
+		})
+	}
+}
+
+func TestRuntimeInfoOfOptions(t *testing.T) {
+	path := fakeRuntime(t, `echo '{"mountOptions": ["mine"]}'`)
+	opts, err := typeurl.MarshalAnyToProto(&options.Options{BinaryName: path})
+	if err != nil {
+		t.Fatal(err)
+	}
+	info, err := runtimeInfo(context.Background(), "no-such-runtime", opts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !strings.Contains(string(info.GetFeatures().GetValue()), "mine") || info.GetOptions() == nil {
+		t.Errorf("info %v", info)
+	}
+}
+
+func TestRuntimeInfoFails(t *testing.T) {
+	if _, err := runtimeInfo(context.Background(), "no-such-runtime", nil); !errdefs.IsNotFound(err) {
+		t.Errorf("no runtime: %v", err)
+	}
+	if _, err := runtimeInfo(context.Background(), fakeRuntime(t, "echo nonsense"), nil); !errdefs.IsInvalidArgument(err) {
+		t.Errorf("nonsense: %v", err)
+	}
+}

@@ -1,0 +1,111 @@
+package daemon
+
+import (
+	"context"
+	"fmt"
+	"path/filepath"
+
+	"github.com/containerd/containerd/api/types"
+	core "github.com/containerd/containerd/v2/core/sandbox"
+	"google.golang.org/protobuf/types/known/anypb"
+
+	"caisson/internal/config"
+	"caisson/internal/events"
+	"caisson/internal/isolation/namespace"
+	"caisson/internal/monitor"
+	"caisson/internal/network"
+	"caisson/internal/service"
+	"caisson/internal/undo"
+	"caisson/sandbox"
+)
+
+// cgroupParent holds the cgroups of sandboxes whose client names no parent.
+const cgroupParent = "/caisson"
+
+// parts are what the sandboxer's sockets serve.
+type parts struct {
+	ctl   core.Controller
+	store core.Store
+	shim  service.Shim
+}
+
+// wire makes the sandboxer and lets it take over what an earlier daemon left.
+// When it returns, each sandbox's own socket is served; the sandboxer's are not.
+func wire(ctx context.Context, steps *undo.Stack, cfg config.Config) (*parts, error) {
+	store, err := sandbox.OpenStore(filepath.Join(cfg.Root, "sandboxes.db"))
+	if err != nil {
+		return nil, err
+	}
+	steps.Add("store", func(context.Context) error { return store.Close() })
+
+	journal, err := openJournal(steps, cfg)
+	if err != nil {
+		return nil, err
+	}
+	networks, err := network.New(network.Config{
+		NetNSDir:   filepath.Join(cfg.State, "netns"),
+		CNIConfDir: cfg.Network.CNIConfDir,
+		CNIBinDirs: cfg.Network.CNIBinDirs,
+	})
+	if err != nil {
+		return nil, err
+	}
+	program, err := monitor.Install(filepath.Join(cfg.Root, "libexec"))
+	if err != nil {
+		return nil, err
+	}
+	ctl := sandbox.NewController(sandbox.Config{
+		Store:      store,
+		Dir:        filepath.Join(cfg.State, "s"),
+		Cgroup:     cgroupParent,
+		Isolations: []sandbox.NamedIsolation{{Name: namespace.Name, Isolation: namespace.New(program)}},
+		Network:    networks,
+		Events:     journal,
+		Runtime: sandbox.RuntimeConfig{
+			Name: cfg.Runtime.Default, Root: cfg.Runtime.Root, SystemdCgroup: cfg.Runtime.SystemdCgroup,
+		},
+	})
+	// The endpoints are never closed: containerd takes a broken connection for
+	// the end of a task, and the engine would see it before this process ends.
+	endpoints, err := service.NewEndpoints(context.WithoutCancel(ctx), ctl)
+	if err != nil {
+		return nil, err
+	}
+	steps.Add("controller", func(context.Context) error { return ctl.Close() })
+	if err := ctl.Load(ctx, endpoints); err != nil {
+		return nil, fmt.Errorf("take over sandboxes: %w", err)
+	}
+	return &parts{ctl: ctl, store: store, shim: shimHelper{ctl, cfg.Runtime.Default}}, nil
+}
+
+// openJournal opens the list of events that are owed to containerd.
+func openJournal(steps *undo.Stack, cfg config.Config) (*events.Journal, error) {
+	address := cfg.Containerd.Address
+	if cfg.Engine == config.EngineEmbedded {
+		address = cfg.Address
+	}
+	remote, err := events.Dial(address + ttrpcSuffix)
+	if err != nil {
+		return nil, err
+	}
+	journal, err := events.Open(filepath.Join(cfg.State, "events"), remote.Forward)
+	if err != nil {
+		return nil, err
+	}
+	steps.Add("connection for events", func(context.Context) error { return remote.Close() })
+	steps.Add("events", journal.Close)
+	return journal, nil
+}
+
+// shimHelper answers shim binaries: the controller, and what the OCI runtime
+// says of itself.
+type shimHelper struct {
+	*sandbox.Controller
+	runtime string
+}
+
+var _ service.Shim = shimHelper{}
+
+func (h shimHelper) RuntimeInfo(ctx context.Context, options *anypb.Any) (*types.RuntimeInfo, error) {
+	return runtimeInfo(ctx, h.runtime, options)
+}
