@@ -17,6 +17,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"sync"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -94,6 +95,13 @@ func setUpProcess(cfg config.Log) error {
 	if err := log.SetFormat(log.OutputFormat(cfg.Format)); err != nil {
 		return fmt.Errorf("log: %v: %w", err, errdefs.ErrInvalidArgument)
 	}
+	setUpOnce()
+	return nil
+}
+
+// setUpOnce is the part of setUpProcess that must not be done while something
+// runs already, as in a test with several daemons.
+var setUpOnce = sync.OnceFunc(func() {
 	// gRPC's own log repeats, without context, what its callers report.
 	grpclog.SetLoggerV2(grpclog.NewLoggerV2(io.Discard, io.Discard, io.Discard))
 	// What is made must not depend on who starts the daemon.
@@ -101,8 +109,7 @@ func setUpProcess(cfg config.Log) error {
 	// A log that nobody reads any more must not end the daemon. Ignoring the
 	// signal would be inherited by all it starts; an unread channel is not.
 	signal.Notify(make(chan os.Signal, 1), unix.SIGPIPE)
-	return nil
-}
+})
 
 // serve opens the sandboxer's sockets. The channel gets the error of a server
 // that ends by itself.
