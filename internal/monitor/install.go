@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"syscall"
 )
 
 // If the next line does not compile, the monitor has not been built yet: run `make monitor`.
@@ -30,6 +31,10 @@ func Install(dir string) (path string, err error) {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return "", fmt.Errorf("monitor: install: %w", err)
 	}
+	// A process forked while the file is open for writing would keep it so,
+	// and running it would fail with ETXTBSY.
+	syscall.ForkLock.RLock()
+	defer syscall.ForkLock.RUnlock()
 	tmp, err := os.CreateTemp(dir, ".caisson-monitor-*")
 	if err != nil {
 		return "", fmt.Errorf("monitor: install: %w", err)

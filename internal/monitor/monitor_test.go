@@ -191,7 +191,7 @@ func TestSignal(t *testing.T) {
 
 func TestMonitorIgnoresSignals(t *testing.T) {
 	c := startMonitor(t)
-	for _, sig := range []unix.Signal{unix.SIGTERM, unix.SIGINT, unix.SIGHUP, unix.SIGPIPE} {
+	for _, sig := range []unix.Signal{unix.SIGTERM, unix.SIGINT, unix.SIGHUP, unix.SIGPIPE, unix.SIGQUIT, unix.SIGUSR1, unix.SIGUSR2} {
 		if err := unix.Kill(c.Pid(), sig); err != nil {
 			t.Fatal(err)
 		}
@@ -221,9 +221,13 @@ func TestReconnect(t *testing.T) {
 		})
 		want = append(want, p.Serial)
 	}
-	late := mustSpawn(t, c, SpawnRequest{Tag: "late", Args: sh("read x; exit 4"), Files: []*os.File{os.Stdin}})
-	_ = late
-	if err := c.Close(); err != nil {
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	late := mustSpawn(t, c, SpawnRequest{Tag: "late", Args: sh("read x; exit 3"), Files: []*os.File{r}})
+	want = append(want, late.Serial)
+	if err := errors.Join(c.Close(), w.Close(), r.Close()); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := c.List(ctx); !errdefs.IsUnavailable(err) {

@@ -157,7 +157,7 @@ static _Noreturn void hold_on(void)
 	sigemptyset(&child);
 	sigaddset(&child, SIGCHLD);
 	for (;;) {
-		sigwaitinfo(&child, NULL); /* all signals are blocked, so only KILL ends this */
+		sigwaitinfo(&child, NULL); /* like the monitor's, all signals are blocked */
 		while (waitpid(-1, NULL, WNOHANG | __WALL) > 0)
 			;
 	}
@@ -166,12 +166,9 @@ static _Noreturn void hold_on(void)
 static _Noreturn void run_holder(const struct request *rq, struct hold *h, const int *pipes)
 {
 	struct report r = {0};
-	sigset_t all;
 	int pipe = pipes[1];
 
 	close(pipes[0]); /* so that a write fails when the monitor is gone */
-	sigfillset(&all);
-	sigprocmask(SIG_SETMASK, &all, NULL);
 	if (!enter(rq, h, pipe))
 		_exit(1);
 	if (rq->flags & HOLD_NEW_PID) {
@@ -187,6 +184,8 @@ static _Noreturn void run_holder(const struct request *rq, struct hold *h, const
 			_exit(write(pipe, &r, sizeof(r)) < 0);
 		}
 	}
+	unmap_buffers();
+	records_unmap();
 	if (!give_up_all(pipe))
 		_exit(1);
 	/* If the monitor died before the death signal was set, nobody reads this. */

@@ -36,6 +36,7 @@ int oom_score_before = -1001;
 
 static struct conn conns[MAX_CONNS];
 static unsigned char *in_buf, *out_buf; /* MSG_MAX bytes each */
+static bool buffers_used;
 static char step[256];
 static struct { /* an accepted END */
 	bool on, force;
@@ -125,6 +126,7 @@ static void send_exits(struct conn *c)
 	while (c->fd >= 0 && c->subscribed && !c->full && (r = next_exit(c->next_exit)) != NULL) {
 		uint64_t order = r->exit_order;
 
+		buffers_used = true;
 		put_header(&out, EXIT, 0, 0, 0);
 		put_record(&out, r);
 		if (!send_message(c, &out, NULL, 0))
@@ -266,11 +268,13 @@ static void receive(struct conn *c)
 	for (unsigned i = 0; i < rq.nfds; i++)
 		if (rq.fds[i] >= 0)
 			close(rq.fds[i]);
-	/* Long messages are rare: do not keep their pages. */
-	if (n > 4096)
-		madvise(in_buf + 4096, MSG_MAX - 4096, MADV_DONTNEED);
-	if (out.n > 4096)
-		madvise(out_buf + 4096, MSG_MAX - 4096, MADV_DONTNEED);
+	buffers_used = true;
+}
+
+/* For the holder, which shares the monitor's memory and needs little of it. */
+void unmap_buffers(void)
+{
+	munmap(in_buf, 2 * MSG_MAX);
 }
 
 static void accept_one(void)
@@ -328,6 +332,10 @@ static _Noreturn void loop(int signals)
 			fds[2 + i].fd = conns[i].fd;
 			fds[2 + i].events = conns[i].full ? POLLOUT : POLLIN;
 		}
+		if (buffers_used) { /* give the pages back: most monitors are idle most of the time */
+			madvise(in_buf, 2 * MSG_MAX, MADV_DONTNEED);
+			buffers_used = false;
+		}
 		if (poll(fds, 2 + MAX_CONNS, more ? 0 : end.on ? 50 : -1) < 0)
 			continue;
 		if (fds[0].revents)
@@ -370,19 +378,18 @@ static void protect_from_oom(void)
 	close(fd);
 }
 
+/* Blocks all signals: nothing but SIGKILL ends the monitor. */
 static int set_up_signals(void)
 {
-	static const int ignored[] = {SIGTERM, SIGINT, SIGHUP, SIGPIPE};
-	sigset_t children;
+	sigset_t set;
 
-	for (size_t i = 0; i < sizeof(ignored) / sizeof(*ignored); i++)
-		signal(ignored[i], SIG_IGN);
-	signal(SIGCHLD, SIG_DFL);
-	sigemptyset(&children);
-	sigaddset(&children, SIGCHLD);
-	sigaddset(&children, SIGUSR1); /* the holder's exit signal */
-	sigprocmask(SIG_SETMASK, &children, NULL);
-	return signalfd(-1, &children, SFD_CLOEXEC | SFD_NONBLOCK);
+	signal(SIGCHLD, SIG_DFL); /* ignored, children would leave no status */
+	sigfillset(&set);
+	sigprocmask(SIG_SETMASK, &set, NULL);
+	sigemptyset(&set);
+	sigaddset(&set, SIGCHLD);
+	sigaddset(&set, SIGUSR1); /* the holder's exit signal */
+	return signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
 }
 
 int main(int argc, char **argv)

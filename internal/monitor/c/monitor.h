@@ -17,6 +17,7 @@ struct table {
 };
 bool table_reserve(struct table *t, size_t n);
 void *table_add(struct table *t); /* zeroed; NULL: no memory */
+void table_free(struct table *t);
 void *table_at(struct table *t, size_t i);
 void table_del(struct table *t, size_t i); /* keeps the order */
 
@@ -55,6 +56,7 @@ struct request {
 extern char *proc_title; /* argv[0] and what follows it in memory */
 extern struct rlimit nofile_before;
 extern int oom_score_before; /* -1001: not changed */
+void unmap_buffers(void);
 int fail(int err, const char *what, const char *detail); /* notes the step, returns err */
 
 /* records.c: the monitor's children and what became of them. */
@@ -71,6 +73,7 @@ struct record {
 	char tag[MAX_TAG + 1];
 };
 bool records_have_room(void);
+void records_unmap(void);
 bool records_reserve(void);
 uint64_t start_time(pid_t pid); /* from /proc; 0 if it cannot be had */
 struct record *records_add(uint8_t kind, pid_t pid, const char *tag); /* after records_reserve */

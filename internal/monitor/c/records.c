@@ -41,6 +41,11 @@ bool records_have_room(void)
 	return records.n < MAX_RECORDS;
 }
 
+void records_unmap(void)
+{
+	table_free(&records);
+}
+
 /* Room for one more record and for all that may be adopted, so that reaping never allocates. */
 bool records_reserve(void)
 {
@@ -50,7 +55,7 @@ bool records_reserve(void)
 /* Field 22 of /proc/<pid>/stat. */
 uint64_t start_time(pid_t pid)
 {
-	char path[32] = "/proc/", buf[1024], digits[12], *p = digits + sizeof(digits);
+	char path[32] = "/proc/", buf[512], digits[12], *p = digits + sizeof(digits);
 	uint64_t v = 0;
 	ssize_t n;
 	int fd;

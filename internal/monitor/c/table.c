@@ -53,3 +53,10 @@ void table_del(struct table *t, size_t i)
 		}
 	}
 }
+
+void table_free(struct table *t)
+{
+	if (t->cap)
+		munmap(t->base, t->cap);
+	t->n = t->cap = 0;
+}
