@@ -432,7 +432,9 @@ func TestFailedStartLeavesNothing(t *testing.T) {
 func TestContainersOutliveTheDaemon(t *testing.T) {
 	r := newRig(t)
 	r.run("sb", &api.Options{})
-	gate := func(name string) string { return fmt.Sprintf("while [ ! -e /dev/shm/%s ]; do busybox sleep 0.01; done; ", name) }
+	gate := func(name string) string {
+		return fmt.Sprintf("while [ ! -e /dev/shm/%s ]; do busybox sleep 0.01; done; ", name)
+	}
 	shm := filepath.Join(r.ctl.dir(key{"test", "sb"}), "shm")
 	short := r.container("sb", "short", gate("short")+"echo short; exit 3")
 	long := r.container("sb", "long", "echo before; "+gate("long")+"echo after; exit 4")
