@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
-	"runtime"
 	"strings"
 	"syscall"
 	"testing"
@@ -15,39 +14,41 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// startIn starts a process in new namespaces and opens some of them.
+func startIn(t testing.TB, attr *syscall.SysProcAttr, namespaces ...string) (pid int, files []*os.File) {
+	t.Helper()
+	cmd := exec.Command("/bin/sleep", "1000")
+	cmd.SysProcAttr = attr
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := cmd.Process.Kill(); err != nil {
+			t.Error(err)
+		}
+		_ = cmd.Wait() // killed
+	})
+	for _, ns := range namespaces {
+		f, err := os.Open(fmt.Sprintf("/proc/%d/ns/%s", cmd.Process.Pid, ns))
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { f.Close() })
+		files = append(files, f)
+	}
+	return cmd.Process.Pid, files
+}
+
 // newNetNS returns a network namespace and a function that reads a sysctl in it.
 func newNetNS(t testing.TB) (ns *os.File, read func(key string) string) {
 	t.Helper()
-	type answer struct {
-		s   string
-		err error
-	}
-	keys, answers := make(chan string), make(chan answer)
-	opened := make(chan error)
-	go func() {
-		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
-		err := unix.Unshare(unix.CLONE_NEWNET)
-		if err == nil {
-			ns, err = os.Open("/proc/thread-self/ns/net")
+	pid, files := startIn(t, &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET}, "net")
+	return files[0], func(key string) string {
+		b, err := exec.Command("nsenter", "-t", fmt.Sprint(pid), "-n", "cat", "/proc/sys/"+key).Output()
+		if err != nil {
+			t.Fatal(err)
 		}
-		opened <- err
-		for key := range keys {
-			b, err := os.ReadFile("/proc/sys/" + key)
-			answers <- answer{strings.TrimSpace(string(b)), err}
-		}
-	}()
-	t.Cleanup(func() { close(keys) })
-	if err := <-opened; err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { ns.Close() })
-	return ns, func(key string) string {
-		keys <- key
-		a := <-answers
-		if a.err != nil {
-			t.Fatal(a.err)
-		}
-		return a.s
+		return strings.TrimSpace(string(b))
 	}
 }
 
@@ -194,37 +195,19 @@ func TestHoldPidNamespace(t *testing.T) {
 func TestHoldUserNamespace(t *testing.T) {
 	c := startMonitor(t)
 	ctx := testContext(t)
-	cmd := exec.Command("/bin/sleep", "1000")
 	ids := []syscall.SysProcIDMap{{ContainerID: 0, HostID: 100000, Size: 65536}}
-	cmd.SysProcAttr = &syscall.SysProcAttr{
-		Cloneflags: syscall.CLONE_NEWUSER | syscall.CLONE_NEWNET, UidMappings: ids, GidMappings: ids, Pdeathsig: syscall.SIGKILL,
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	defer func() {
-		if err := cmd.Process.Kill(); err != nil {
-			t.Error(err)
-		}
-		_ = cmd.Wait() // killed
-	}()
-	open := func(ns string) *os.File {
-		f, err := os.Open(fmt.Sprintf("/proc/%d/ns/%s", cmd.Process.Pid, ns))
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { f.Close() })
-		return f
-	}
+	pid, files := startIn(t, &syscall.SysProcAttr{
+		Cloneflags: syscall.CLONE_NEWUSER | syscall.CLONE_NEWNET, UidMappings: ids, GidMappings: ids,
+	}, "user", "net")
 	p, err := c.Hold(ctx, HoldRequest{
-		User: open("user"), Net: open("net"), NewIPC: true, NewUTS: true, NewPID: true, Hostname: "mapped",
+		User: files[0], Net: files[1], NewIPC: true, NewUTS: true, NewPID: true, Hostname: "mapped",
 		Sysctls: []Sysctl{{"net/ipv4/ip_unprivileged_port_start", "80"}},
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, ns := range []string{"user", "net"} {
-		if link(t, p.Pid, ns) != link(t, cmd.Process.Pid, ns) {
+		if link(t, p.Pid, ns) != link(t, pid, ns) {
 			t.Errorf("%s is another", ns)
 		}
 	}

@@ -263,11 +263,11 @@ static void receive(struct conn *c)
 		err = fail(EBADMSG, "descriptors were lost", "");
 	else
 		err = handle(c, &rq, version);
-	if (err || rq.type != END)
-		reply(c, &rq, err);
 	for (unsigned i = 0; i < rq.nfds; i++)
 		if (rq.fds[i] >= 0)
 			close(rq.fds[i]);
+	if (err || rq.type != END)
+		reply(c, &rq, err);
 	buffers_used = true;
 }
 
