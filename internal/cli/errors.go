@@ -59,7 +59,8 @@ func isCanceled(err error) bool {
 	return errors.Is(err, context.Canceled) || status.Code(err) == codes.Canceled
 }
 
-// clean takes the wire's prefixes and the repeated class names off a message.
+// clean takes the wire's prefixes off a message, and the names of classes that
+// the conversion from the wire put behind it.
 func clean(text string) string {
 	text = strings.TrimPrefix(text, "rpc error: ")
 	if rest, ok := strings.CutPrefix(text, "code = "); ok {
@@ -67,10 +68,24 @@ func clean(text string) string {
 			text = desc
 		}
 	}
-	for strings.HasSuffix(text, ": unknown") {
-		text = strings.TrimSuffix(text, ": unknown")
+	for {
+		before := text
+		text = strings.TrimSuffix(strings.TrimSpace(text), ": unknown")
+		for _, class := range classNames {
+			text = strings.TrimSuffix(text, "\n"+class)
+		}
+		if text == before {
+			return text
+		}
 	}
-	return strings.TrimSpace(text)
+}
+
+var classNames = []string{
+	errdefs.ErrUnknown.Error(), errdefs.ErrInvalidArgument.Error(), errdefs.ErrNotFound.Error(),
+	errdefs.ErrAlreadyExists.Error(), errdefs.ErrPermissionDenied.Error(), errdefs.ErrResourceExhausted.Error(),
+	errdefs.ErrFailedPrecondition.Error(), errdefs.ErrConflict.Error(), errdefs.ErrAborted.Error(),
+	errdefs.ErrOutOfRange.Error(), errdefs.ErrNotImplemented.Error(), errdefs.ErrInternal.Error(),
+	errdefs.ErrUnavailable.Error(), errdefs.ErrDataLoss.Error(), errdefs.ErrUnauthenticated.Error(),
 }
 
 // failures are the errors of a command that works on several things.

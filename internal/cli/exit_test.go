@@ -58,6 +58,7 @@ func TestFinish(t *testing.T) {
 		"cut off call":  {plain, status.Error(codes.Canceled, "context canceled"), 130, "caisson: interrupted\n"},
 		"several":       {plain, failures{errors.New("one"), errors.New("two")}, 1, "caisson: one\ncaisson: two\n"},
 		"wire error":    {plain, status.Error(codes.NotFound, "no such thing"), 1, "caisson: no such thing\n"},
+		"class names":   {plain, errors.New("runc create: bad\ninvalid argument\ninvalid argument"), 1, "caisson: runc create: bad\n"},
 		"unavailable":   {plain, fmt.Errorf("x: %w", errdefs.ErrUnavailable), 1, "caisson: caissond at /a does not answer: x: unavailable; see its log, or start it again with `caissond`\n"},
 		"advice":        {plain, advise(errdefs.ErrUnavailable, "no caissond: start it"), 1, "caisson: no caissond: start it\n"},
 		"not permitted": {plain, errdefs.ErrPermissionDenied, 1, "caisson: permission denied; caisson needs the rights of the socket's owner, usually root\n"},

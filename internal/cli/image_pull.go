@@ -67,7 +67,11 @@ func (c *client) pull(ctx context.Context, ref string, plainHTTP bool) (containe
 	case errdefs.IsNotFound(err):
 		return nil, advise(err, "image %q is not in its registry, or there only for other platforms: %s; check the name, or import an archive with `caisson image import`", name, clean(err.Error()))
 	}
-	return nil, advise(err, "image %q cannot be pulled: %s; check the name and the network, or import an archive with `caisson image import`", name, clean(err.Error()))
+	hint := ""
+	if named, perr := reference.ParseNormalizedNamed(name); perr == nil && !plainHTTP && isLoopback(reference.Domain(named)) {
+		hint = "add --plain-http if the registry has no TLS, "
+	}
+	return nil, advise(err, "image %q cannot be pulled: %s; %scheck the name and the network, or import an archive with `caisson image import`", name, clean(err.Error()), hint)
 }
 
 // checkPlainHTTP keeps what nobody signed on this machine.

@@ -112,6 +112,7 @@ func (a *app) runProcess(ctx context.Context, sig *signals, p containerd.Process
 		return newStartError(err)
 	}
 	sig.forwardTo(ctx, p)
+	io.started()
 
 	var wg sync.WaitGroup
 	defer wg.Wait()

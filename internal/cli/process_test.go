@@ -145,6 +145,33 @@ func TestUnreadOutputKills(t *testing.T) {
 	}
 }
 
+func TestHeldOutput(t *testing.T) {
+	var out strings.Builder
+	s := &stdio{errs: &heldWriter{w: &out}}
+	write := func(text string) {
+		if n, err := s.errs.Write([]byte(text)); n != len(text) || err != nil {
+			t.Errorf("write: %d, %v", n, err)
+		}
+	}
+	write("runtime: ")
+	if out.String() != "" {
+		t.Errorf("shown before the start: %q", out.String())
+	}
+	s.started()
+	write("process")
+	if out.String() != "runtime: process" {
+		t.Errorf("after the start: %q", out.String())
+	}
+	out.Reset()
+	s.errs = &heldWriter{w: &out}
+	write("a")
+	write(strings.Repeat("b", maxHeld))
+	if out.Len() != maxHeld+1 {
+		t.Errorf("%d bytes shown of more than can be held", out.Len())
+	}
+	(&stdio{}).started() // with a terminal there is nothing to hold
+}
+
 func TestDrain(t *testing.T) {
 	s := &stdio{}
 	streams := &fakeStreams{ended: make(chan struct{})}

@@ -20,6 +20,7 @@ func isTerminal(f *os.File) bool { return f != nil && term.IsTerminal(int(f.Fd()
 type stdio struct {
 	create cio.Creator
 	stdin  *watchedReader // nil without --interactive
+	errs   *heldWriter    // nil with --tty
 	out    activity
 }
 
@@ -40,7 +41,8 @@ func (a *app) foreground(f processFlags) (*stdio, error) {
 	if f.tty {
 		opts = append(opts, cio.WithStreams(in, out, nil), cio.WithTerminal)
 	} else {
-		opts = append(opts, cio.WithStreams(in, out, &watchedWriter{a.sys.Stderr, &s.out}))
+		s.errs = &heldWriter{w: a.sys.Stderr}
+		opts = append(opts, cio.WithStreams(in, out, &watchedWriter{s.errs, &s.out}))
 	}
 	s.create = cio.NewCreator(opts...)
 	return s, nil
@@ -114,6 +116,52 @@ func (w *watchedWriter) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
+// heldWriter keeps what is written until the process has started. Until then it
+// is the OCI runtime that writes, which shares the process's standard error: the
+// same sentence that comes back as the error of the failed start.
+type heldWriter struct {
+	w io.Writer
+
+	mu       sync.Mutex // guards all below, and w, for the order of its output
+	held     []byte
+	released bool
+}
+
+// maxHeld is more than a runtime says; a process that is faster than the answer
+// to its start may say more.
+const maxHeld = 64 << 10
+
+func (h *heldWriter) Write(p []byte) (int, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if !h.released && len(h.held)+len(p) <= maxHeld {
+		h.held = append(h.held, p...)
+		return len(p), nil
+	}
+	if err := h.flushLocked(); err != nil {
+		return 0, err
+	}
+	return h.w.Write(p)
+}
+
+func (h *heldWriter) flushLocked() error {
+	h.released = true
+	held := h.held
+	h.held = nil
+	_, err := h.w.Write(held)
+	return err
+}
+
+// started lets the output through.
+func (s *stdio) started() {
+	if s.errs == nil {
+		return
+	}
+	s.errs.mu.Lock()
+	defer s.errs.mu.Unlock()
+	_ = s.errs.flushLocked() // a reader that is gone is noticed by the next write
+}
+
 // killWhenUnread kills a process whose output goes nowhere, as SIGPIPE would end
 // it had it been started here. It is KILL, since PID 1 of a container does not
 // die of SIGPIPE unless it asked to.
@@ -143,7 +191,7 @@ func (s *stdio) drain(streams cio.IO) {
 	}()
 	tick := time.NewTicker(drainIdle)
 	defer tick.Stop()
-	last := int64(-1)
+	last := s.out.begun.Load()
 	for {
 		select {
 		case <-done:
