@@ -1,6 +1,7 @@
 package cgroup
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -13,6 +14,7 @@ import (
 	stats1 "github.com/containerd/cgroups/v3/cgroup1/stats"
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 )
 
 func (g *Group) createV1() (err error) {
@@ -45,7 +47,64 @@ func (g *Group) statsV1() (*stats1.Metrics, error) {
 	if missing.Load() && !g.exists() {
 		return nil, fs.ErrNotExist
 	}
+	if m.Memory != nil {
+		path, err := g.controllerPath(cgroup1.Memory)
+		if err != nil {
+			return nil, err
+		}
+		if err := readMemoryV1(g.host.dirOf("memory", path), m.Memory); err != nil {
+			return nil, err
+		}
+	}
 	return m, nil
+}
+
+// readMemoryV1 reads the sixteen one-number files of the memory controller.
+// They were more than half of what Stats costs when they were opened as Go
+// files: each open and close of those also tells the poller, for nothing.
+// Without swap accounting some are missing, and stay zero.
+func readMemoryV1(dir string, m *stats1.MemoryStat) error {
+	fd, err := unix.Open(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	for _, module := range []struct {
+		prefix string
+		entry  *stats1.MemoryEntry
+	}{
+		{"memory.", m.Usage}, {"memory.memsw.", m.Swap}, {"memory.kmem.", m.Kernel}, {"memory.kmem.tcp.", m.KernelTCP},
+	} {
+		e := module.entry
+		for _, file := range []struct {
+			name  string
+			value *uint64
+		}{
+			{"usage_in_bytes", &e.Usage}, {"max_usage_in_bytes", &e.Max}, {"failcnt", &e.Failcnt}, {"limit_in_bytes", &e.Limit},
+		} {
+			n, err := readNumberAt(fd, module.prefix+file.name)
+			if err != nil && !gone(err) {
+				return fmt.Errorf("%s%s: %w", module.prefix, file.name, err)
+			}
+			*file.value = n
+		}
+	}
+	return nil
+}
+
+// readNumberAt reads a file that holds one number.
+func readNumberAt(dir int, name string) (uint64, error) {
+	fd, err := unix.Openat(dir, name, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return 0, err
+	}
+	defer unix.Close(fd)
+	var buf [32]byte
+	n, err := unix.Read(fd, buf[:])
+	if err != nil {
+		return 0, err
+	}
+	return strconv.ParseUint(string(bytes.TrimSpace(buf[:n])), 10, 64)
 }
 
 // updateV1 applies resources to the v1 controllers.
