@@ -291,7 +291,10 @@ func (p *process) run(ctx context.Context, host isolation.Host, f oci.Files, arg
 		return monitor.Process{}, err
 	}
 	defer set.unexpect(tag)
-	runtime, err := host.Spawn(ctx, monitor.SpawnRequest{
+	// A caller that gives up must not leave a runtime of which nobody knows.
+	sctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), killTimeout)
+	defer cancel()
+	runtime, err := host.Spawn(sctx, monitor.SpawnRequest{
 		Tag:     tag,
 		PidFile: f.Pid,
 		Dir:     p.c.Bundle,
