@@ -26,11 +26,16 @@ import (
 const maxFeatures = 1 << 20
 
 // runtimeInfo describes the OCI runtime called name, or the one that the
-// options name. Features are what the runtime says of itself, and user
-// namespaces, which the sandboxer makes. Mounts with mapped ids are the
-// runtime's alone: one that does not claim them ignores the request silently
-// and gives a container files of the wrong owner, so they are not claimed for
-// it, and CRI then offers no user namespaces.
+// options name: its features are what it says of itself.
+//
+// containerd asks for two purposes. CRI asks once, without options, whether
+// pods may have user namespaces, and takes runtimes without mounts with mapped
+// ids for incapable of them. They are not: the sandboxer makes the namespace,
+// and only volumes need such mounts; so what the runtime leaves open is claimed.
+// For a container that does have such a mount containerd asks again, with the
+// container's options, and then the runtime's own word counts alone, because
+// one that does not know the request ignores it silently and gives the
+// container files of the wrong owner.
 func runtimeInfo(ctx context.Context, name string, opts *anypb.Any) (*types.RuntimeInfo, error) {
 	if opts != nil && typeurl.Is(opts, &options.Options{}) {
 		var o options.Options
@@ -48,6 +53,9 @@ func runtimeInfo(ctx context.Context, name string, opts *anypb.Any) (*types.Runt
 	feats, err := askFeatures(ctx, path)
 	if err != nil {
 		return nil, fmt.Errorf("OCI runtime %s: %w", path, err)
+	}
+	if opts == nil {
+		claimIDMap(feats.Linux)
 	}
 	described, err := typeurl.MarshalAny(feats)
 	if err != nil {
@@ -104,5 +112,19 @@ func addNamespaces(l *features.Linux) {
 		if !known[ns] {
 			l.Namespaces = append(l.Namespaces, ns)
 		}
+	}
+}
+
+// claimIDMap claims mounts with mapped ids, unless the runtime denies them.
+func claimIDMap(l *features.Linux) {
+	if l.MountExtensions == nil {
+		l.MountExtensions = &features.MountExtensions{}
+	}
+	if l.MountExtensions.IDMap == nil {
+		l.MountExtensions.IDMap = &features.IDMap{}
+	}
+	if l.MountExtensions.IDMap.Enabled == nil {
+		enabled := true
+		l.MountExtensions.IDMap.Enabled = &enabled
 	}
 }

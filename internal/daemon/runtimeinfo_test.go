@@ -12,6 +12,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/containerd/typeurl/v2"
 	"github.com/opencontainers/runtime-spec/specs-go/features"
+	"google.golang.org/protobuf/types/known/anypb"
 )
 
 // fakeRuntime is a program that answers as the script says.
@@ -26,33 +27,38 @@ func fakeRuntime(t *testing.T, script string) string {
 
 func TestRuntimeInfo(t *testing.T) {
 	for name, tc := range map[string]struct {
-		script string
-		idmap  bool
+		script             string
+		general, container bool // mounts with mapped ids, asked in general and for a container
 	}{
-		"modern":     {`echo '{"linux": {"namespaces": ["mount", "user"], "mountExtensions": {"idmap": {"enabled": true}}}, "mountOptions": ["rro"]}'`, true},
-		"silent":     {`echo '{"linux": {"namespaces": ["user"]}}'`, false},
-		"no linux":   {`echo '{}'`, false},
-		"no command": {"echo unknown command >&2; exit 1", false},
+		"modern":     {`echo '{"linux": {"namespaces": ["mount", "user"], "mountExtensions": {"idmap": {"enabled": true}}}, "mountOptions": ["rro"]}'`, true, true},
+		"denies":     {`echo '{"linux": {"mountExtensions": {"idmap": {"enabled": false}}}}'`, false, false},
+		"silent":     {`echo '{"linux": {"namespaces": ["user"]}}'`, true, false},
+		"no linux":   {`echo '{}'`, true, false},
+		"no command": {"echo unknown command >&2; exit 1", true, false},
 	} {
 		t.Run(name, func(t *testing.T) {
-			info, err := runtimeInfo(context.Background(), fakeRuntime(t, tc.script), nil)
+			path := fakeRuntime(t, tc.script)
+			opts, err := typeurl.MarshalAnyToProto(&options.Options{IoUid: 1})
 			if err != nil {
 				t.Fatal(err)
 			}
-			any, err := typeurl.UnmarshalAny(info.GetFeatures())
-			if err != nil {
-				t.Fatal(err)
-			}
-			f, ok := any.(*features.Features)
-			if !ok || f.Linux == nil {
-				t.Fatalf("features are %T", any)
-			}
-			if !slices.Contains(f.Linux.Namespaces, "user") {
-				t.Errorf("namespaces %q", f.Linux.Namespaces)
-			}
-			idmap := f.Linux.MountExtensions != nil && f.Linux.MountExtensions.IDMap != nil && *f.Linux.MountExtensions.IDMap.Enabled
-			if idmap != tc.idmap {
-				t.Errorf("mounts with mapped ids are %v", idmap)
+			for opts, want := range map[*anypb.Any]bool{nil: tc.general, opts: tc.container} {
+				info, err := runtimeInfo(context.Background(), path, opts)
+				if err != nil {
+					t.Fatal(err)
+				}
+				any, err := typeurl.UnmarshalAny(info.GetFeatures())
+				if err != nil {
+					t.Fatal(err)
+				}
+				f, ok := any.(*features.Features)
+				if !ok || f.Linux == nil || !slices.Contains(f.Linux.Namespaces, "user") {
+					t.Fatalf("features are %T %v", any, any)
+				}
+				idmap := f.Linux.MountExtensions != nil && f.Linux.MountExtensions.IDMap != nil && *f.Linux.MountExtensions.IDMap.Enabled
+				if idmap != want {
+					t.Errorf("with options %v, mounts with mapped ids are %v", opts, idmap)
+				}
 			}
 		})
 	}
