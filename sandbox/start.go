@@ -5,13 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"strings"
-	"syscall"
 	"time"
 
 	"github.com/containerd/containerd/v2/core/runtime"
 	core "github.com/containerd/containerd/v2/core/sandbox"
-	"github.com/containerd/containerd/v2/pkg/sys"
 	"github.com/containerd/log"
 	"github.com/containerd/typeurl/v2"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -152,22 +149,7 @@ func userNS(rec boxRecord) (*os.File, error) {
 	if rec.NetNSPath != "" {
 		return network.Owner(rec.NetNSPath)
 	}
-	var f *os.File
-	err := sys.UnshareAfterEnterUserns(mapping(rec.Settings.UIDs), mapping(rec.Settings.GIDs), syscall.CLONE_NEWNS, func(pid int) error {
-		var err error
-		f, err = os.Open(fmt.Sprintf("/proc/%d/ns/user", pid))
-		return err
-	})
-	return f, err
-}
-
-// mapping in the form of containerd's sys package: container:host:size,...
-func mapping(list []specs.LinuxIDMapping) string {
-	var parts []string
-	for _, m := range list {
-		parts = append(parts, fmt.Sprintf("%d:%d:%d", m.ContainerID, m.HostID, m.Size))
-	}
-	return strings.Join(parts, ",")
+	return network.NewUserNS(rec.Settings.UIDs, rec.Settings.GIDs)
 }
 
 // spec describes the sandbox as an OCI specification: its namespaces by path,

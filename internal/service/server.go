@@ -11,7 +11,6 @@ import (
 	api "github.com/containerd/containerd/api/services/sandbox/v1"
 	"github.com/containerd/containerd/v2/core/sandbox"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
-	"github.com/containerd/errdefs/pkg/errgrpc"
 	"github.com/containerd/ttrpc"
 	"google.golang.org/grpc"
 )
@@ -98,16 +97,16 @@ func RunTTRPC(ctx context.Context, srv *ttrpc.Server, l net.Listener) error {
 	return nil
 }
 
-// grpcCall is the one place where gRPC's errors are made, and where a call gets
+// grpcCall is where an error becomes the wire's, and where a call gets
 // its namespace.
 func grpcCall(ctx context.Context, req any, _ *grpc.UnaryServerInfo, next grpc.UnaryHandler) (any, error) {
 	ctx, err := withNamespace(ctx)
 	if err != nil {
-		return nil, errgrpc.ToGRPC(err)
+		return nil, wireError(err)
 	}
 	resp, err := next(ctx, req)
 	if err != nil {
-		return nil, errgrpc.ToGRPC(err)
+		return nil, wireError(err)
 	}
 	return resp, nil
 }
@@ -116,11 +115,11 @@ func grpcCall(ctx context.Context, req any, _ *grpc.UnaryServerInfo, next grpc.U
 func ttrpcCall(ctx context.Context, decode ttrpc.Unmarshaler, _ *ttrpc.UnaryServerInfo, next ttrpc.Method) (any, error) {
 	ctx, err := withNamespace(ctx)
 	if err != nil {
-		return nil, errgrpc.ToGRPC(err)
+		return nil, wireError(err)
 	}
 	resp, err := next(ctx, decode)
 	if err != nil {
-		return nil, errgrpc.ToGRPC(err)
+		return nil, wireError(err)
 	}
 	return resp, nil
 }
