@@ -37,7 +37,7 @@ const impatience = 3
 func catchSignals(ctx context.Context) (context.Context, *signals) {
 	ctx, cancel := context.WithCancel(ctx)
 	s := &signals{ch: make(chan os.Signal, 64), cancel: cancel, stop: make(chan struct{})}
-	signal.Notify(s.ch)
+	signal.Notify(s.ch, unix.SIGHUP, unix.SIGINT, unix.SIGQUIT, unix.SIGTERM, unix.SIGUSR1, unix.SIGUSR2, unix.SIGPIPE)
 	s.wg.Go(s.run)
 	return ctx, s
 }
@@ -52,9 +52,8 @@ func (s *signals) run() {
 		case got := <-s.ch:
 			sig = got.(syscall.Signal)
 		}
-		switch sig {
-		case unix.SIGCHLD, unix.SIGURG, unix.SIGPIPE, unix.SIGWINCH, unix.SIGTTIN, unix.SIGTTOU, unix.SIGTSTP, unix.SIGCONT:
-			continue // caisson's own affair, or the Go runtime's
+		if sig == unix.SIGPIPE {
+			continue // caught so that it kills nobody: the writer gets an error
 		}
 		ends := sig == unix.SIGINT || sig == unix.SIGTERM || sig == unix.SIGHUP || sig == unix.SIGQUIT
 		s.mu.Lock()

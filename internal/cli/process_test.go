@@ -62,7 +62,7 @@ func TestSignals(t *testing.T) {
 	defer sig.close()
 	p := newFakeProcess()
 	sig.forwardTo(ctx, p)
-	sig.ch <- syscall.SIGWINCH // not forwarded
+	sig.ch <- syscall.SIGPIPE // not forwarded
 	sig.ch <- syscall.SIGUSR1
 	if got := <-p.killed; got != syscall.SIGUSR1 {
 		t.Errorf("forwarded %v", got)
@@ -85,7 +85,7 @@ func TestSignals(t *testing.T) {
 func TestSignalsCancelUntilAProcessRuns(t *testing.T) {
 	ctx, sig := catchSignals(t.Context())
 	defer sig.close()
-	sig.ch <- syscall.SIGCHLD
+	sig.ch <- syscall.SIGPIPE
 	sig.ch <- syscall.SIGUSR1
 	sig.ch <- syscall.SIGINT
 	<-ctx.Done()

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strconv"
 
+	"github.com/containerd/cgroups/v3"
 	"github.com/containerd/containerd/v2/contrib/seccomp"
 	"github.com/containerd/containerd/v2/core/containers"
 	"github.com/containerd/containerd/v2/pkg/oci"
@@ -90,7 +91,7 @@ func parseVolumes(list []string, getwd func() (string, error)) ([]volume, error)
 // configuration, and what the flags change. Network, IPC and UTS namespaces are
 // left without a path: the sandboxer joins them to the sandbox's.
 func (n newContainer) specOpts() []oci.SpecOpts {
-	opts := []oci.SpecOpts{oci.WithDefaultUnixDevices}
+	opts := []oci.SpecOpts{oci.WithDefaultUnixDevices, withCgroupView(cgroups.Mode() == cgroups.Unified)}
 	if n.process.tty {
 		opts = append(opts, oci.WithTTY)
 	}
@@ -110,6 +111,20 @@ func (n newContainer) specOpts() []oci.SpecOpts {
 	opts = append(opts, n.limits.specOpts()...)
 	// The profile depends on the capabilities, so it comes last.
 	return append(opts, seccomp.WithDefaultProfile())
+}
+
+// withCgroupView shows a container its own cgroup, read-only, at the usual place,
+// where language runtimes look for their limits. On v2 that takes a cgroup
+// namespace; on v1 the runtime mounts nothing but the container's own.
+func withCgroupView(unified bool) oci.SpecOpts {
+	opts := []oci.SpecOpts{oci.WithMounts([]specs.Mount{{
+		Destination: "/sys/fs/cgroup", Type: "cgroup", Source: "cgroup",
+		Options: []string{"nosuid", "noexec", "nodev", "relatime", "ro"},
+	}})}
+	if unified {
+		opts = append(opts, oci.WithLinuxNamespace(specs.LinuxNamespace{Type: specs.CgroupNamespace}))
+	}
+	return oci.Compose(opts...)
 }
 
 // withEntrypoint replaces the image's entrypoint and command, and refuses a
