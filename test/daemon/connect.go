@@ -33,7 +33,12 @@ func dialOptions() []grpc.DialOption {
 // Conn is a new connection to the daemon's gRPC socket. It is made when it is
 // first used.
 func (d *Daemon) Conn() (*grpc.ClientConn, error) {
-	return grpc.NewClient("unix://"+d.Address, dialOptions()...)
+	return d.Dial(d.Address)
+}
+
+// Dial is a new connection to another socket of the daemon.
+func (d *Daemon) Dial(path string) (*grpc.ClientConn, error) {
+	return grpc.NewClient("unix://"+path, dialOptions()...)
 }
 
 // Client is a new client of containerd's API, for the namespace given by the

@@ -53,6 +53,7 @@ type Daemon struct {
 	running *exec.Cmd
 	exited  chan struct{} // closed when running has ended and exitErr is set
 	exitErr error
+	cgroups []string // made by AddCgroup
 }
 
 // New makes the directory and the configuration of a daemon.
@@ -63,12 +64,8 @@ func New(opts Options) (_ *Daemon, err error) {
 			return nil, err
 		}
 	}
-	before, err := leak.Take()
-	if err != nil {
-		return nil, err
-	}
 	// Not the TMPDIR, which may be long: unix sockets have short paths.
-	dir, err := os.MkdirTemp("/tmp", "c")
+	dir, err := os.MkdirTemp("/tmp", leak.TokenPrefix)
 	if err != nil {
 		return nil, err
 	}
@@ -76,10 +73,11 @@ func New(opts Options) (_ *Daemon, err error) {
 		Token: filepath.Base(dir), Dir: dir,
 		Root: dir + "/root", State: dir + "/run", Address: dir + "/run/c.sock",
 		ConfigFile: dir + "/config.toml", LogFile: dir + "/log",
-		bin: bin, opts: opts, before: before,
+		bin: bin, opts: opts,
 	}
-	if err := d.writeConfig(); err != nil {
-		return nil, errors.Join(err, os.RemoveAll(dir))
+	d.before, err = leak.Take()
+	if err = errors.Join(err, d.writeConfig(), d.AddCgroup("/"+d.Token)); err != nil {
+		return nil, errors.Join(err, d.removeCgroups(), os.RemoveAll(dir))
 	}
 	return d, nil
 }
@@ -237,7 +235,7 @@ func (d *Daemon) Close(ctx context.Context) (left []string, err error) {
 // leftBehind looks at the kernel and the shared directories, a while for what
 // ends by itself after the daemon.
 func (d *Daemon) leftBehind(ctx context.Context) ([]string, error) {
-	if err := d.removeBridge(); err != nil {
+	if err := errors.Join(d.removeBridge(), d.removeCgroups()); err != nil {
 		return nil, err
 	}
 	var left []string
@@ -253,12 +251,12 @@ func (d *Daemon) leftBehind(ctx context.Context) ([]string, error) {
 	return nil, err
 }
 
-// leftInState lists the files of sandboxes in the state directory. There is a
-// directory for each sandbox, for its network namespace and its events.
+// leftInState lists the files of sandboxes in the state directory: each has a
+// directory, the name of its network namespace, and the OCI runtime's state.
 func (d *Daemon) leftInState(context.Context) ([]string, error) {
 	var left []string
 	var errs []error
-	for _, name := range []string{"s", "netns", "events", "runtime"} {
+	for _, name := range []string{"s", "netns", "runtime"} {
 		files, err := leak.Left(filepath.Join(d.State, name))
 		left, errs = append(left, files...), append(errs, err)
 	}

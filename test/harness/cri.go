@@ -49,11 +49,15 @@ func (h *Host) CRI() *CRI {
 	return c
 }
 
-// PodConfig is the configuration of a pod of its own namespaces. Tests change
-// what they are about.
+// PodConfig is the configuration of a pod of its own namespaces, with a cgroup
+// that exists, as kubelet makes it. Tests change what they are about.
 func (c *CRI) PodConfig(network runtime.NamespaceMode) *runtime.PodSandboxConfig {
+	c.host.t.Helper()
 	c.pods++
 	name := fmt.Sprintf("pod%d", c.pods)
+	if err := c.host.AddCgroup("/" + c.host.Token + "/" + name); err != nil {
+		c.host.t.Fatal(err)
+	}
 	cfg := &runtime.PodSandboxConfig{
 		Metadata:     &runtime.PodSandboxMetadata{Name: name, Uid: c.host.Token + name, Namespace: "test"},
 		LogDirectory: filepath.Join(c.host.Dir, "logs", name),

@@ -9,6 +9,7 @@ import (
 	"bytes"
 	"context"
 	"os"
+	"path/filepath"
 	"strconv"
 	"sync"
 	"testing"
@@ -38,7 +39,8 @@ const (
 type Host struct {
 	*daemon.Daemon
 	t       testing.TB
-	conn    *grpc.ClientConn
+	conn    *grpc.ClientConn // CRI
+	direct  *grpc.ClientConn // the sandboxer's socket
 	clients map[string]*containerd.Client
 }
 
@@ -88,8 +90,10 @@ func (h *Host) close() {
 	for _, c := range h.clients {
 		_ = c.Close() // a connection to a daemon that goes away
 	}
-	if h.conn != nil {
-		_ = h.conn.Close()
+	for _, conn := range []*grpc.ClientConn{h.conn, h.direct} {
+		if conn != nil {
+			_ = conn.Close()
+		}
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), scale(time.Minute))
 	defer cancel()
@@ -138,6 +142,20 @@ func (h *Host) Client(namespace string) *containerd.Client {
 	}
 	h.clients[namespace] = c
 	return c
+}
+
+// SandboxerConn is a connection to the socket that containerd reaches our
+// sandboxer by.
+func (h *Host) SandboxerConn() *grpc.ClientConn {
+	h.t.Helper()
+	if h.direct == nil {
+		conn, err := h.Dial(filepath.Join(h.State, "sandboxer.sock"))
+		if err != nil {
+			h.t.Fatal(err)
+		}
+		h.direct = conn
+	}
+	return h.direct
 }
 
 // In is a context in the namespace that the token names.

@@ -15,6 +15,7 @@ import (
 	"github.com/containerd/containerd/v2/pkg/cio"
 	"github.com/containerd/containerd/v2/pkg/oci"
 	"github.com/containerd/errdefs"
+	"github.com/google/go-cmp/cmp"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	sandboxoptions "caisson/api/caisson/sandbox/v1"
@@ -34,8 +35,6 @@ func TestBadSandboxes(t *testing.T) {
 	if err := ctl.Stop(h.In(time.Minute), "stopped"); err != nil {
 		t.Fatal(err)
 	}
-	before := stateFiles(t, h)
-
 	create := func(id string, opts ...sandbox.CreateOpt) func(context.Context) error {
 		return func(ctx context.Context) error { return ctl.Create(ctx, record(id), opts...) }
 	}
@@ -57,7 +56,13 @@ func TestBadSandboxes(t *testing.T) {
 		{"create without an ID", create(""), errdefs.ErrInvalidArgument, ""},
 		{"create a long ID", create(strings.Repeat("x", 300)), errdefs.ErrInvalidArgument, ""},
 		{"create twice", create("ready"), errdefs.ErrAlreadyExists, "ready"},
-		{"create with a missing netns", create("netns", sandbox.WithNetNSPath(h.Dir+"/no-netns")), nil, "no-netns"},
+		{"a missing netns", func(ctx context.Context) error {
+			if err := ctl.Create(ctx, record("netns"), sandbox.WithNetNSPath(h.Dir+"/no-netns")); err != nil {
+				return err
+			}
+			_, err := ctl.Start(ctx, "netns") // nobody calls Shutdown when it fails
+			return err
+		}, nil, "no-netns"},
 		{"create with a bad sysctl", with("sysctl", &sandboxoptions.Options{Sysctls: map[string]string{"../../x": "1"}}), errdefs.ErrInvalidArgument, "../../x"},
 		{"create with a sysctl of the host", with("sysctl", &sandboxoptions.Options{Sysctls: map[string]string{"vm.swappiness": "1"}}), errdefs.ErrInvalidArgument, "vm.swappiness"},
 		{"create with an unknown isolation", with("iso", &sandboxoptions.Options{Isolation: "walls"}), nil, "walls"},
@@ -75,9 +80,10 @@ func TestBadSandboxes(t *testing.T) {
 		{"update a field that stays", func(ctx context.Context) error { return ctl.Update(ctx, "ready", record("ready"), "id") }, errdefs.ErrInvalidArgument, "id"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
+			before := stateFiles(t, h)
 			checkError(t, test.call(h.In(20*time.Second)), test.want, test.says)
-			if after := stateFiles(t, h); after != before {
-				t.Errorf("files of sandboxes before:\n%s\nafter:\n%s", before, after)
+			if diff := cmp.Diff(before, stateFiles(t, h)); diff != "" {
+				t.Errorf("files of sandboxes: %s", diff)
 			}
 		})
 	}
@@ -104,8 +110,8 @@ func checkError(t *testing.T, err, want error, says string) {
 	}
 }
 
-// stateFiles lists what the daemon keeps for its sandboxes, one a line.
-func stateFiles(t *testing.T, h *harness.Host) string {
+// stateFiles lists what the daemon keeps for its sandboxes.
+func stateFiles(t *testing.T, h *harness.Host) []string {
 	t.Helper()
 	var all []string
 	for _, dir := range []string{"s", "netns", "runtime"} {
@@ -115,7 +121,7 @@ func stateFiles(t *testing.T, h *harness.Host) string {
 		}
 		all = append(all, left...)
 	}
-	return strings.Join(all, "\n")
+	return all
 }
 
 // TestBadTasks starts containers that cannot start.
@@ -155,7 +161,12 @@ func TestBadTasks(t *testing.T) {
 					t.Fatal(err)
 				}
 				defer remove(t, h, "bad")
-				task, err := c.NewTask(ctx, cio.NullIO)
+				var task containerd.Task
+				if inSandbox {
+					task, err = taskIn(ctx, h, "box", c, cio.NullIO)
+				} else {
+					task, err = c.NewTask(ctx, cio.NullIO)
+				}
 				if err == nil {
 					if err = task.Start(ctx); err != nil {
 						if _, err := task.Delete(ctx); err != nil {
@@ -164,8 +175,8 @@ func TestBadTasks(t *testing.T) {
 					}
 				}
 				checkError(t, err, test.want, test.says)
-				if after := stateFiles(t, h); after != before {
-					t.Errorf("files of sandboxes before:\n%s\nafter:\n%s", before, after)
+				if diff := cmp.Diff(before, stateFiles(t, h)); diff != "" {
+					t.Errorf("files of sandboxes: %s", diff)
 				}
 			})
 		}

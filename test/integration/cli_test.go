@@ -24,7 +24,7 @@ func TestCLIRun(t *testing.T) {
 	}{
 		{"both streams", "", []string{harness.Image, "sh", "-c", "echo out; echo err >&2"}, 0, "out\n", "err\n"},
 		{"exit code", "", []string{harness.Image, "sh", "-c", "exit 77"}, 77, "", ""},
-		{"killed", "", []string{harness.Image, "sh", "-c", "kill -9 $$"}, 137, "", ""},
+		{"killed by a signal", "", []string{harness.Image, "sh", "-c", "sh -c 'kill -9 $$'; exit $?"}, 137, "", ""},
 		{"input", "typed\n", []string{"-i", harness.Image, "cat"}, 0, "typed\n", ""},
 		{"environment", "", []string{"-e", "A=b c", harness.Image, "sh", "-c", "echo $A"}, 0, "b c\n", ""},
 		{"host name", "", []string{"--hostname", "box", harness.Image, "hostname"}, 0, "box\n", ""},
@@ -58,8 +58,9 @@ func TestCLIRun(t *testing.T) {
 func TestCLITerminal(t *testing.T) {
 	h := harness.Start(t, daemon.Options{})
 	term := h.Terminal("caisson", "run", "--rm", "-it", "--name", "tty", harness.Image, "sh")
-	term.Type("tty; stty size\n")
-	term.Expect("40 120")
+	// The size arrives after the start.
+	term.Type("until stty size 2>/dev/null | grep '40 120'; do usleep 20000; done; tty\n")
+	term.Expect("\n40 120")
 	term.Resize(100, 30)
 	term.Type("until stty size | grep '30 100'; do usleep 20000; done\n")
 	term.Expect("\n30 100")

@@ -40,7 +40,13 @@ func TestCrashKeepsOutput(t *testing.T) {
 				t.Fatal(err)
 			}
 			r, w := io.Pipe()
-			task, err := c.NewTask(ctx, cio.NewCreator(cio.WithStreams(nil, w, io.Discard), fifos(h)))
+			creator := cio.NewCreator(cio.WithStreams(nil, w, io.Discard), fifos(h))
+			var task containerd.Task
+			if inSandbox {
+				task, err = taskIn(ctx, h, "crash", c, creator)
+			} else {
+				task, err = c.NewTask(ctx, creator)
+			}
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -107,12 +113,17 @@ func TestCrashKeepsExit(t *testing.T) {
 	mount := oci.WithMounts([]specs.Mount{{Source: trigger, Destination: "/trigger", Type: "bind", Options: []string{"bind", "rw"}}})
 	for _, more := range [][]containerd.NewContainerOpts{nil, {containerd.WithSandbox("box")}} {
 		id := fmt.Sprintf("ends%d", len(more))
-		collect := taskEvents(ctx, h.Client(""), id)
+		collect := taskEvents(t, ctx, h.Client(""), id)
 		c, err := newContainer(h, id, more, mount, oci.WithProcessArgs("/bin/sh", "-c", "read code </trigger; exit $code"))
 		if err != nil {
 			t.Fatal(err)
 		}
-		task, err := c.NewTask(ctx, cio.NullIO)
+		var task containerd.Task
+		if len(more) > 0 {
+			task, err = taskIn(ctx, h, "box", c, cio.NullIO)
+		} else {
+			task, err = c.NewTask(ctx, cio.NullIO)
+		}
 		if err != nil {
 			t.Fatal(err)
 		}

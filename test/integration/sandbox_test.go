@@ -8,8 +8,12 @@ import (
 	"testing"
 	"time"
 
+	_ "github.com/containerd/cgroups/v3/cgroup1/stats" // types of metrics
+	_ "github.com/containerd/cgroups/v3/cgroup2/stats"
+	sandboxapi "github.com/containerd/containerd/api/services/sandbox/v1"
 	containerd "github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/core/sandbox"
+	"github.com/containerd/containerd/v2/core/sandbox/proxy"
 	"github.com/containerd/containerd/v2/pkg/cio"
 	"github.com/containerd/containerd/v2/pkg/oci"
 	"github.com/containerd/errdefs"
@@ -20,9 +24,20 @@ import (
 	"caisson/test/harness"
 )
 
-// controller is our sandboxer as containerd's clients reach it.
+// controller is our sandboxer, on the socket that containerd itself uses: of
+// what it answers, containerd's own service passes on only a part.
 func controller(h *harness.Host) sandbox.Controller {
-	return h.Client("").SandboxController(harness.Sandboxer)
+	return proxy.NewSandboxController(sandboxapi.NewControllerClient(h.SandboxerConn()), harness.Sandboxer)
+}
+
+// taskIn makes the task of a container in a sandbox. Clients must name the
+// sandbox's endpoint, as CRI does.
+func taskIn(ctx context.Context, h *harness.Host, sandboxID string, c containerd.Container, io cio.Creator) (containerd.Task, error) {
+	status, err := controller(h).Status(ctx, sandboxID, false)
+	if err != nil {
+		return nil, err
+	}
+	return c.NewTask(ctx, io, containerd.WithTaskAPIEndpoint(status.Address, status.Version))
 }
 
 // record is a sandbox as a client describes it.
@@ -41,14 +56,15 @@ func createSandbox(t *testing.T, h *harness.Host, id string, opts *options.Optio
 	t.Helper()
 	ctx := h.In(time.Minute)
 	info := record(id)
+	client := h.Client("")
 	var create []sandbox.CreateOpt
 	if opts != nil {
 		create = append(create, sandbox.WithOptions(opts))
 	}
-	if _, err := h.Client("").SandboxStore().Create(ctx, info); err != nil {
+	if _, err := client.SandboxStore().Create(ctx, info); err != nil {
 		t.Fatalf("store sandbox %s: %v", id, err)
 	}
-	if err := controller(h).Create(ctx, info, create...); err != nil {
+	if err := client.SandboxController(harness.Sandboxer).Create(ctx, info, create...); err != nil {
 		t.Fatalf("create sandbox %s: %v", id, err)
 	}
 	t.Cleanup(func() { removeSandbox(t, h, id) })
@@ -93,7 +109,7 @@ func member(t *testing.T, h *harness.Host, sandboxID, id, script string, opts ..
 	}
 	defer remove(t, h, id)
 	var stdout, stderr strings.Builder
-	task, err := c.NewTask(ctx, cio.NewCreator(cio.WithStreams(nil, &stdout, &stderr), fifos(h)))
+	task, err := taskIn(ctx, h, sandboxID, c, cio.NewCreator(cio.WithStreams(nil, &stdout, &stderr), fifos(h)))
 	if err != nil {
 		t.Fatalf("container %s: create: %v", id, err)
 	}
@@ -186,7 +202,7 @@ func TestShutdownAlone(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	task, err := c.NewTask(ctx, cio.NullIO)
+	task, err := taskIn(ctx, h, "alone", c, cio.NullIO)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -270,7 +286,7 @@ func TestSandboxResources(t *testing.T) {
 		t.Fatal(err)
 	}
 	var stderr strings.Builder
-	task, err := c.NewTask(ctx, cio.NewCreator(cio.WithStreams(nil, &strings.Builder{}, &stderr), fifos(h)))
+	task, err := taskIn(ctx, h, "small", c, cio.NewCreator(cio.WithStreams(nil, &strings.Builder{}, &stderr), fifos(h)))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -2,6 +2,7 @@ package integration
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"path/filepath"
 	"slices"
@@ -81,8 +82,24 @@ func remove(t *testing.T, h *harness.Host, id string) {
 }
 
 // taskEvents collects the events of tasks until the task of id is deleted.
-func taskEvents(ctx context.Context, client *containerd.Client, id string) func() ([]string, error) {
-	envelopes, errs := client.Subscribe(ctx, `topic~=^/tasks/`)
+func taskEvents(t *testing.T, ctx context.Context, client *containerd.Client, id string) func() ([]string, error) {
+	t.Helper()
+	const probe = "/test/probe"
+	envelopes, errs := client.Subscribe(ctx, `topic~="^/tasks/"`, `topic=="`+probe+`"`)
+	// Subscribe returns before the daemon has subscribed us: wait for an event of our own.
+	if err := daemon.Poll(ctx, 10*time.Second, func() error {
+		if err := client.EventService().Publish(ctx, probe, &apievents.ContainerDelete{ID: id}); err != nil {
+			return err
+		}
+		select {
+		case <-envelopes:
+			return nil
+		default:
+			return errors.New("no event arrives")
+		}
+	}); err != nil {
+		t.Fatal(err)
+	}
 	return func() ([]string, error) {
 		var seen []string
 		for {
@@ -113,7 +130,10 @@ func eventLine(e *events.Envelope, id string) (line string, last bool, err error
 	if err != nil {
 		return "", false, err
 	}
-	topic := strings.TrimPrefix(e.Topic, "/tasks/")
+	topic, ok := strings.CutPrefix(e.Topic, "/tasks/")
+	if !ok {
+		return "", false, nil
+	}
 	switch e := v.(type) {
 	case *apievents.TaskExit:
 		if e.ContainerID != id {
@@ -149,7 +169,7 @@ func TestTaskEvents(t *testing.T) {
 
 	t.Run("exec first", func(t *testing.T) {
 		const id = "ev"
-		collect := taskEvents(ctx, h.Client(""), id)
+		collect := taskEvents(t, ctx, h.Client(""), id)
 		c := container(t, h, id, "sleep 1000")
 		task, err := c.NewTask(ctx, cio.NullIO)
 		if err != nil {
@@ -205,7 +225,7 @@ func TestTaskEvents(t *testing.T) {
 	t.Run("start before exit", func(t *testing.T) {
 		for i := range 5 {
 			id := fmt.Sprintf("quick%d", i)
-			collect := taskEvents(ctx, h.Client(""), id)
+			collect := taskEvents(t, ctx, h.Client(""), id)
 			c := container(t, h, id, "exit 6")
 			task, err := c.NewTask(ctx, cio.NullIO)
 			if err != nil {

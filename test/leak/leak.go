@@ -2,9 +2,10 @@
 // cgroups, network namespaces, links and files.
 //
 // Take a Snapshot before the daemon starts and ask New for what is there beside
-// it afterwards. On a machine where other things happen too, a process, mount or
-// cgroup counts only if it mentions the token: a name that the caller made up
-// and put into the daemon's directories, namespaces and bridge.
+// it afterwards. Other things happen on a machine, too: a process, mount or
+// cgroup counts only if it mentions the token, a name that the caller made up
+// and put into the daemon's directories, namespaces and bridge. Everything else
+// counts if it is new, unless it has the token of another daemon.
 package leak
 
 import (
@@ -14,13 +15,20 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
 
 	"github.com/moby/sys/mountinfo"
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 )
+
+// TokenPrefix begins every token, which ends with digits (as os.MkdirTemp has it).
+const TokenPrefix = "cais"
+
+var tokens = regexp.MustCompile(TokenPrefix + `[0-9]+`)
 
 // Snapshot is what was there at one moment, each thing described by a line that
 // a person understands.
@@ -83,9 +91,13 @@ func (s *Snapshot) diff(token string) ([]thing, error) {
 		if _, old := s.things[key]; old {
 			continue
 		}
-		if t.mention == "" || strings.Contains(t.mention, token) {
-			found = append(found, t)
+		if t.mention != "" && !strings.Contains(t.mention, token) {
+			continue
 		}
+		if other := tokens.FindString(t.line); t.mention == "" && other != "" && other != token {
+			continue
+		}
+		found = append(found, t)
 	}
 	slices.SortFunc(found, func(a, b thing) int { return strings.Compare(a.line, b.line) })
 	return found, nil
@@ -210,9 +222,13 @@ func (s *Snapshot) links() error {
 	if err != nil {
 		return err
 	}
+	names := map[int]string{}
+	for _, l := range links {
+		names[l.Attrs().Index] = l.Attrs().Name
+	}
 	for _, l := range links {
 		s.things[fmt.Sprintf("link %d", l.Attrs().Index)] = thing{
-			line:   fmt.Sprintf("link %s (%s)", l.Attrs().Name, l.Type()),
+			line:   fmt.Sprintf("link %s (%s) %s", l.Attrs().Name, l.Type(), names[l.Attrs().MasterIndex]),
 			remove: func() error { return netlink.LinkDel(l) },
 		}
 	}
@@ -224,6 +240,9 @@ func (s *Snapshot) links() error {
 var sharedDirs = map[string]int{
 	"/run": 2, "/var/lib": 1, "/var/lib/cni": 3, "/var/lib/containerd": 2, "/etc/cni": 2, "/etc/containerd": 1, "/dev/shm": 1, "/var/log": 1,
 }
+
+// cniDirs are made by the library that every user of CNI has, and stay.
+var cniDirs = []string{"/var/lib/cni", "/var/lib/cni/results", "/run/netns"}
 
 // files notes what lies in the directories that all daemons share. What is left
 // in the daemon's own directories is for the caller to judge (see Left).
@@ -237,7 +256,7 @@ func (s *Snapshot) files() error {
 				return err
 			}
 			rel, err := filepath.Rel(dir, path)
-			if err != nil || rel == "." {
+			if err != nil || rel == "." || slices.Contains(cniDirs, path) {
 				return err
 			}
 			s.things["file "+path] = thing{line: "file " + path, remove: func() error { return os.Remove(path) }}
@@ -259,7 +278,7 @@ func (s *Snapshot) files() error {
 func Left(dir string) ([]string, error) {
 	var left []string
 	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
-		if errors.Is(err, fs.ErrNotExist) {
+		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTDIR) {
 			return nil
 		}
 		if err != nil {
