@@ -39,8 +39,10 @@ type Config struct {
 	// Isolations by name; the first is what clients get that name none.
 	Isolations []NamedIsolation
 	Network    *network.Manager
-	Events     task.Publisher
-	Runtime    RuntimeConfig
+	// DefaultNetwork is what clients get that ask for no network in particular.
+	DefaultNetwork network.Mode
+	Events         task.Publisher
+	Runtime        RuntimeConfig
 }
 
 // NamedIsolation is an isolation under the name that clients ask for.

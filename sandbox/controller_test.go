@@ -79,8 +79,10 @@ func (r *rig) open() {
 		Cgroup:     "/caisson-test-" + filepath.Base(r.dir),
 		Isolations: []NamedIsolation{{namespace.Name, namespace.New(binary)}},
 		Network:    net,
-		Events:     r.events,
-		Runtime:    RuntimeConfig{Name: "runc", Root: filepath.Join(r.dir, "runc")},
+
+		DefaultNetwork: network.None,
+		Events:         r.events,
+		Runtime:        RuntimeConfig{Name: "runc", Root: filepath.Join(r.dir, "runc")},
 	})
 	if err := r.ctl.Load(r.ctx(), hangUp{}); err != nil {
 		r.t.Fatal(err)

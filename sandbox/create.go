@@ -37,7 +37,7 @@ func (c *Controller) Create(ctx context.Context, sb core.Sandbox, opts ...core.C
 			return fmt.Errorf("sandbox %q: options: %w", sb.ID, err)
 		}
 	}
-	s, err := parseSettings(sb, o)
+	s, err := parseSettings(sb, o, c.cfg.DefaultNetwork)
 	if err != nil {
 		return err
 	}

@@ -60,8 +60,11 @@ func (s settings) userNS() bool { return len(s.UIDs) > 0 }
 
 // parseSettings reads what a client passed to Create. InvalidArgument: options
 // of another kind, or values that cannot be.
-func parseSettings(sb core.Sandbox, opts core.CreateOptions) (settings, error) {
+func parseSettings(sb core.Sandbox, opts core.CreateOptions, unspecified network.Mode) (settings, error) {
 	s, err := decodeSettings(sb, opts)
+	if err == nil && s.Network == "" {
+		s.Network = unspecified
+	}
 	if err == nil {
 		err = s.check()
 	}
@@ -142,11 +145,12 @@ func fromOptions(id, netNSPath string, o *api.Options) (settings, error) {
 		})
 	}
 	switch mode := o.GetNetwork(); mode {
-	case api.Network_NETWORK_UNSPECIFIED, api.Network_NETWORK_NONE:
-		s.Network = network.None
-		if netNSPath != "" && mode == api.Network_NETWORK_UNSPECIFIED {
+	case api.Network_NETWORK_UNSPECIFIED:
+		if netNSPath != "" {
 			s.Network = network.Given
 		}
+	case api.Network_NETWORK_NONE:
+		s.Network = network.None
 	case api.Network_NETWORK_HOST:
 		s.Network = network.Host
 	case api.Network_NETWORK_CNI:
@@ -156,9 +160,6 @@ func fromOptions(id, netNSPath string, o *api.Options) (settings, error) {
 	}
 	if netNSPath != "" && s.Network != network.Given {
 		return settings{}, fmt.Errorf("network %s and a network namespace path %q exclude each other: %w", s.Network, netNSPath, errdefs.ErrInvalidArgument)
-	}
-	if len(s.Ports) > 0 && s.Network != network.CNI {
-		return settings{}, fmt.Errorf("port mappings need the network %s: %w", network.CNI, errdefs.ErrInvalidArgument)
 	}
 	return s, nil
 }
@@ -315,6 +316,9 @@ func (s settings) check() error {
 	}
 	if (len(s.UIDs) == 0) != (len(s.GIDs) == 0) {
 		return invalid("a user namespace needs mappings of users and groups, both")
+	}
+	if len(s.Ports) > 0 && s.Network != network.CNI {
+		return invalid("port mappings need the network %s", network.CNI)
 	}
 	if s.SharePID && s.HostPID {
 		return invalid("a shared PID namespace and the host's exclude each other")

@@ -85,6 +85,11 @@ func (c *Controller) Status(ctx context.Context, sandboxID string, verbose bool)
 
 // Info is the verbose part of a sandbox's status.
 type Info struct {
+	// Address and Version of the Task API, which containerd's own client API does
+	// not pass on.
+	Address string `json:"address"`
+	Version uint32 `json:"version"`
+
 	State      State                               `json:"state"`
 	Reason     string                              `json:"reason,omitempty"`
 	Pid        int                                 `json:"pid,omitempty"`
@@ -102,6 +107,8 @@ type Info struct {
 func (b *box) info() Info {
 	rec := b.snapshot()
 	info := Info{
+		Address:    "ttrpc+" + b.address(),
+		Version:    taskVersion,
 		State:      rec.State,
 		Reason:     rec.Reason,
 		Cgroup:     rec.Cgroup,

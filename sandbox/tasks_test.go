@@ -22,6 +22,7 @@ import (
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	api "caisson/api/caisson/sandbox/v1"
+	"caisson/internal/network"
 	"caisson/internal/stdio"
 	"caisson/internal/task"
 )
@@ -104,29 +105,33 @@ func (r *rig) start(sandboxID string, req task.CreateRequest) {
 func TestStdioIsTheClientsFIFOs(t *testing.T) {
 	r := newRig(t)
 	r.run("sb", &api.Options{})
-	f := r.fifos("c", false)
-	bundle := r.bundle("c", "busybox cat; echo end")
-	r.start("sb", task.CreateRequest{ID: "c", Bundle: bundle, Stdio: f.cfg})
-	text := strings.Repeat("0123456789abcdef\n", 1000)
-	if _, err := io.WriteString(f.stdin, text); err != nil {
-		t.Fatal(err)
-	}
-	// The client goes away; only CloseIO ends the input.
-	f.stdin.Close()
 	tasks := r.tasks("sb")
-	if st, err := tasks.State(r.ctx(), "c", ""); err != nil || st.State != task.Running {
-		t.Errorf("state %+v, %v", st, err)
-	}
-	for range 2 {
-		if err := tasks.CloseIO(r.ctx(), "c", ""); err != nil {
-			t.Errorf("close stdin: %v", err)
-		}
-	}
-	if got := f.readAll(t); got != text+"end\n" {
-		t.Errorf("%d bytes, want %d", len(got), len(text)+4)
-	}
-	if exit := r.wait("sb", "c"); exit.Status != 0 {
-		t.Errorf("exit %+v", exit)
+	for name, end := range map[string]func(*fifos) error{
+		"close-io": func(f *fifos) error {
+			return errors.Join(tasks.CloseIO(r.ctx(), "close-io", ""), tasks.CloseIO(r.ctx(), "close-io", ""), f.stdin.Close())
+		},
+		"client-gone": func(f *fifos) error { return f.stdin.Close() },
+	} {
+		t.Run(name, func(t *testing.T) {
+			f := r.fifos(name, false)
+			r.start("sb", task.CreateRequest{ID: name, Bundle: r.bundle(name, "busybox cat; echo end"), Stdio: f.cfg})
+			text := strings.Repeat("0123456789abcdef\n", 1000)
+			if _, err := io.WriteString(f.stdin, text); err != nil {
+				t.Fatal(err)
+			}
+			if st, err := tasks.State(r.ctx(), name, ""); err != nil || st.State != task.Running {
+				t.Errorf("state %+v, %v", st, err)
+			}
+			if err := end(f); err != nil {
+				t.Error(err)
+			}
+			if got := f.readAll(t); got != text+"end\n" {
+				t.Errorf("%d bytes, want %d", len(got), len(text)+4)
+			}
+			if exit := r.wait("sb", name); exit.Status != 0 {
+				t.Errorf("exit %+v", exit)
+			}
+		})
 	}
 }
 
@@ -413,7 +418,7 @@ func TestCRIOptions(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		return parseSettings(core.Sandbox{ID: "sb"}, core.CreateOptions{Options: any, NetNSPath: netns, Annotations: map[string]string{"from": "create", "x": "y"}})
+		return parseSettings(core.Sandbox{ID: "sb"}, core.CreateOptions{Options: any, NetNSPath: netns, Annotations: map[string]string{"from": "create", "x": "y"}}, network.None)
 	}
 	node, pod := cri.NamespaceMode_NODE, cri.NamespaceMode_POD
 	s, err := create(&cri.NamespaceOption{Network: pod, Pid: cri.NamespaceMode_CONTAINER}, "/run/netns/x")

@@ -108,7 +108,7 @@ func (b *box) apply(ch change) error {
 				return fmt.Errorf("sandbox %q: update resources: %w", rec.ID, err)
 			}
 		}
-		rec.Settings.Resources = ch.resources
+		rec.Settings.Resources = merge(rec.Settings.Resources, ch.resources)
 	}
 	if len(ch.annotations) > 0 {
 		merged := map[string]string{}
@@ -120,4 +120,42 @@ func (b *box) apply(ch change) error {
 		return nil
 	}
 	return b.save(rec)
+}
+
+// merge lays new limits over old ones: what is not named stays as it was.
+func merge(old, change *specs.LinuxResources) *specs.LinuxResources {
+	if old == nil {
+		return change
+	}
+	merged := *old
+	if c := change.CPU; c != nil {
+		cpu := specs.LinuxCPU{}
+		if merged.CPU != nil {
+			cpu = *merged.CPU
+		}
+		if c.Quota != nil {
+			cpu.Quota, cpu.Period = c.Quota, c.Period
+		}
+		if c.Shares != nil {
+			cpu.Shares = c.Shares
+		}
+		if c.Cpus != "" {
+			cpu.Cpus = c.Cpus
+		}
+		if c.Mems != "" {
+			cpu.Mems = c.Mems
+		}
+		merged.CPU = &cpu
+	}
+	if m := change.Memory; m != nil {
+		memory := *m
+		if memory.Swap == nil && merged.Memory != nil {
+			memory.Swap = merged.Memory.Swap
+		}
+		merged.Memory = &memory
+	}
+	if change.Pids != nil {
+		merged.Pids = change.Pids
+	}
+	return &merged
 }

@@ -177,12 +177,11 @@ func TestEndpoint(t *testing.T) {
 		status sandbox.ControllerStatus
 		want   taskEndpoint
 	}{
-		"field":     {sandbox.ControllerStatus{Address: "ttrpc+unix:///a", Version: 3}, taskEndpoint{"ttrpc+unix:///a", 3}},
-		"info":      {sandbox.ControllerStatus{Info: map[string]string{"info": `{"address":"ttrpc+unix:///b","version":4}`}}, taskEndpoint{"ttrpc+unix:///b", 4}},
-		"directory": {sandbox.ControllerStatus{Info: map[string]string{"info": `{"directory":"/run/s/1"}`}}, taskEndpoint{"ttrpc+unix:///run/s/1/task.sock", 3}},
-		"relative":  {sandbox.ControllerStatus{Info: map[string]string{"info": `{"directory":"s/1"}`}}, taskEndpoint{}},
-		"broken":    {sandbox.ControllerStatus{Info: map[string]string{"info": `{`}}, taskEndpoint{}},
-		"nothing":   {sandbox.ControllerStatus{}, taskEndpoint{}},
+		"field":    {sandbox.ControllerStatus{Address: "ttrpc+unix:///a", Version: 3}, taskEndpoint{"ttrpc+unix:///a", 3}},
+		"info":     {sandbox.ControllerStatus{Info: map[string]string{"info": `{"address":"ttrpc+unix:///b","version":4}`}}, taskEndpoint{"ttrpc+unix:///b", 4}},
+		"relative": {sandbox.ControllerStatus{Info: map[string]string{"info": `{"directory":"s/1"}`}}, taskEndpoint{}},
+		"broken":   {sandbox.ControllerStatus{Info: map[string]string{"info": `{`}}, taskEndpoint{}},
+		"nothing":  {sandbox.ControllerStatus{}, taskEndpoint{}},
 	} {
 		if got := endpointOf(c.status); got != c.want {
 			t.Errorf("%s: %+v, want %+v", name, got, c.want)

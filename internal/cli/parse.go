@@ -161,7 +161,9 @@ func parsePairs(flag string, list []string) (map[string]string, error) {
 
 func parseNetwork(s string) (sandboxapi.Network, error) {
 	switch s {
-	case "", "none":
+	case "":
+		return sandboxapi.Network_NETWORK_UNSPECIFIED, nil
+	case "none":
 		return sandboxapi.Network_NETWORK_NONE, nil
 	case "host":
 		return sandboxapi.Network_NETWORK_HOST, nil

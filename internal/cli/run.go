@@ -49,7 +49,7 @@ func (a *app) runCommand() *cobra.Command {
 	flags.BoolVar(&f.remove, "rm", false, "remove the container when it has ended")
 	flags.StringVar(&f.name, "name", "", "ID of the container (default: 12 random hex digits)")
 	flags.StringVar(&f.joins, "sandbox", "", "join this sandbox, which must be running")
-	flags.StringVar(&f.sandbox.network, "net", "none", "network of its own sandbox: none (loopback only), host, or cni")
+	flags.StringVar(&f.sandbox.network, "net", "", "network of its own sandbox: none (loopback only), host, or cni; the daemon's default if not given")
 	flags.StringVar(&f.sandbox.hostname, "hostname", "", "host name of its own sandbox (default: the container's ID)")
 	flags.StringArrayVarP(&f.volumes, "volume", "v", nil, "directory or file of the host, source:destination[:ro]")
 	flags.StringVarP(&f.limits.memory, "memory", "m", "", "memory, such as 64m")

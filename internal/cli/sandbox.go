@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -156,31 +155,18 @@ type taskEndpoint struct {
 
 // statusInfo is what endpointOf reads of the verbose status of a sandbox.
 type statusInfo struct {
-	Address   string `json:"address"`
-	Version   uint32 `json:"version"`
-	Directory string `json:"directory"`
+	Address string `json:"address"`
+	Version uint32 `json:"version"`
 }
 
 // endpointOf finds the address of a sandbox's task service in its verbose
 // status. containerd's sandbox service leaves address and version out of its
-// answer and passes only the info on: there, if not the address itself, is the
-// directory that the socket lies in.
+// answer and passes only the info on.
 func endpointOf(st sandbox.ControllerStatus) taskEndpoint {
-	const (
-		infoKey     = "info"
-		taskSocket  = "task.sock"
-		taskVersion = 3
-	)
 	e := taskEndpoint{st.Address, st.Version}
 	var info statusInfo
-	if e.address == "" && json.Unmarshal([]byte(st.Info[infoKey]), &info) == nil {
+	if e.address == "" && json.Unmarshal([]byte(st.Info["info"]), &info) == nil {
 		e = taskEndpoint{info.Address, info.Version}
-		if e.address == "" && filepath.IsAbs(info.Directory) {
-			e.address = "ttrpc+unix://" + filepath.Join(info.Directory, taskSocket)
-		}
-	}
-	if e.address != "" && e.version == 0 {
-		e.version = taskVersion
 	}
 	return e
 }

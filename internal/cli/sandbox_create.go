@@ -58,7 +58,7 @@ func (a *app) sandboxCreateCommand() *cobra.Command {
 func (f *sandboxFlags) add(cmd *cobra.Command) {
 	flags := cmd.Flags()
 	flags.StringVar(&f.name, "name", "", "ID of the sandbox (default: 12 random hex digits)")
-	flags.StringVar(&f.network, "net", "none", "network: none (loopback only), host, or cni (as the daemon configures it)")
+	flags.StringVar(&f.network, "net", "", "network: none (loopback only), host, or cni (as the daemon configures it); the daemon's default if not given")
 	flags.StringVar(&f.hostname, "hostname", "", "host name inside (default: the ID)")
 	flags.StringArrayVar(&f.dns, "dns", nil, "address of a name server")
 	flags.StringArrayVar(&f.dnsSearch, "dns-search", nil, "search domain")

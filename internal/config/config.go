@@ -112,7 +112,7 @@ func Default() Config {
 		Network: Network{
 			CNIConfDir: "/etc/cni/net.d",
 			CNIBinDirs: []string{"/opt/cni/bin", "/usr/lib/cni"},
-			Default:    NetworkCNI,
+			Default:    NetworkNone,
 		},
 		Containerd: Containerd{Address: "/run/containerd/containerd.sock"},
 	}

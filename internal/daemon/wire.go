@@ -60,7 +60,9 @@ func wire(ctx context.Context, steps *undo.Stack, cfg config.Config) (*parts, er
 		Cgroup:     cgroupParent,
 		Isolations: []sandbox.NamedIsolation{{Name: namespace.Name, Isolation: namespace.New(program)}},
 		Network:    networks,
-		Events:     journal,
+
+		DefaultNetwork: network.Mode(cfg.Network.Default),
+		Events:         journal,
 		Runtime: sandbox.RuntimeConfig{
 			Name: cfg.Runtime.Default, Root: cfg.Runtime.Root, SystemdCgroup: cfg.Runtime.SystemdCgroup,
 		},

@@ -258,6 +258,7 @@ func (p *process) spawn(ctx context.Context, args commandLine) (_ monitor.Proces
 		}
 	}()
 	steps.Add("stdio", func(ctx context.Context) error {
+		p.unwatchStdin()
 		if t := p.terminal(); t != nil {
 			t.Close()
 			p.setTerminal(nil)

@@ -49,6 +49,9 @@ func (p *process) openIO(ctx context.Context, host isolation.Host) (_ *processIO
 	if p.execID != "" {
 		identity.ContainerID = p.execID
 	}
+	if err := p.watchStdin(); err != nil {
+		return nil, fmt.Errorf("%v: %w", p, err)
+	}
 	set, err := stdio.Open(ctx, cfg, stdio.Owner{UID: p.c.IoUID, GID: p.c.IoGID}, identity)
 	if err != nil {
 		return nil, fmt.Errorf("%v: %w", p, err)
@@ -78,6 +81,56 @@ func (p *process) openIO(ctx context.Context, host isolation.Host) (_ *processIO
 		}
 	}
 	return io, nil
+}
+
+// watchStdin closes the process's input when its client closes it. Most clients
+// say so with CloseIO; ctr, which may miss the moment for that, and clients that
+// die do not.
+func (p *process) watchStdin() error {
+	h, err := stdio.WatchStdin(p.snapshot().Stdio)
+	if err != nil || h == nil {
+		return err
+	}
+	p.mu.Lock()
+	p.hangup = h
+	p.mu.Unlock()
+	p.c.set.wg.Go(func() {
+		<-h.Done()
+		p.mu.Lock()
+		noticed := p.hangup == h
+		p.mu.Unlock()
+		if !noticed {
+			return // Nobody waits for input any more.
+		}
+		ctx := p.c.set.context()
+		if err := p.closeStdin(ctx); err != nil {
+			log.G(ctx).WithError(err).Warn("close stdin")
+		}
+	})
+	return nil
+}
+
+// unwatchStdin ends the watch. It may be repeated.
+func (p *process) unwatchStdin() {
+	p.mu.Lock()
+	h := p.hangup
+	p.hangup = nil
+	p.mu.Unlock()
+	if h != nil {
+		_ = h.Close() // only read from
+	}
+}
+
+// closeStdin lets the process see the end of its input once no client is left.
+func (p *process) closeStdin(ctx context.Context) error {
+	host, err := p.c.set.attached()
+	if err != nil {
+		return nil // Whoever kept it open is gone.
+	}
+	if err := host.Drop(ctx, p.kept(stdio.Stdin)); err != nil && !errdefs.IsUnavailable(err) {
+		return fmt.Errorf("%v: close stdin: %w", p, err)
+	}
+	return nil
 }
 
 // startLogger runs a binary:// logger beside the container: it outlives the
@@ -151,14 +204,7 @@ func (s *Set) CloseIO(ctx context.Context, id, execID string) error {
 		term.CloseStdin()
 		return nil
 	}
-	host, err := s.attached()
-	if err != nil {
-		return nil // Whoever kept it open is gone.
-	}
-	if err := host.Drop(ctx, p.kept(stdio.Stdin)); err != nil {
-		return fmt.Errorf("%v: close stdin: %w", p, err)
-	}
-	return nil
+	return p.closeStdin(ctx)
 }
 
 // drainTimeout is how long the end of a terminal waits for somebody to read the

@@ -76,9 +76,10 @@ type process struct {
 
 	drained sync.Once // the end of the terminal
 
-	mu   sync.Mutex // guards the fields below
-	rec  record
-	term *stdio.Terminal
+	mu     sync.Mutex // guards the fields below
+	rec    record
+	term   *stdio.Terminal
+	hangup *stdio.Hangup // of the client at stdin; nil if there is none to watch
 }
 
 func newProcess(c *container, execID string, io stdio.Config, state State) *process {
@@ -263,6 +264,7 @@ func (p *process) publishExit(ctx context.Context) {
 
 // releaseIO lets the readers of the process's output see its end.
 func (p *process) releaseIO(ctx context.Context) {
+	p.unwatchStdin()
 	host, err := p.c.set.attached()
 	if err != nil {
 		return // The monitor kept the descriptors, and is gone with them.

@@ -189,7 +189,13 @@ func (p *process) resume(ctx context.Context, alive map[uint64]monitor.Record) {
 	case !known:
 		log.G(ctx).WithField("process", p.String()).Warn("ended while nobody watched")
 		p.ended(monitor.Exit{Process: monitor.Process{Serial: rec.Serial, Pid: rec.Pid}, Status: unknownExit << 8, ExitedAt: time.Now()})
-	case rec.Stdio.Terminal:
+	default:
+		if err := p.watchStdin(); err != nil {
+			log.G(ctx).WithError(err).Warn("stdin of a loaded process")
+		}
+		if !rec.Stdio.Terminal {
+			return
+		}
 		if err := p.reopenTerminal(ctx); err != nil {
 			log.G(ctx).WithError(err).Error("terminal of a loaded process")
 		}

@@ -87,16 +87,16 @@ func (s *Set) Attach(host isolation.Host, exits <-chan monitor.Exit) {
 	})
 }
 
-// Close waits for the handlers of exits to finish. The instance behind the set
-// must be closed before.
+// Close ends what the daemon runs for the set, and returns when that has ended.
+// The instance behind the set must be closed before.
 func (s *Set) Close() {
-	s.wg.Wait()
 	s.mu.Lock()
 	all := s.allLocked()
 	s.mu.Unlock()
 	for _, c := range all {
 		c.release()
 	}
+	s.wg.Wait()
 }
 
 // Len is the number of containers that were not deleted.

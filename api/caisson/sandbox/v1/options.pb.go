@@ -24,7 +24,8 @@ const (
 type Network int32
 
 const (
-	// NETWORK_UNSPECIFIED is the netns path given to Create if there is one, else NETWORK_NONE.
+	// NETWORK_UNSPECIFIED is the netns path given to Create if there is one, else
+	// what the daemon is configured to: NETWORK_NONE unless it says otherwise.
 	Network_NETWORK_UNSPECIFIED Network = 0
 	// NETWORK_NONE is a network namespace of its own with loopback only.
 	Network_NETWORK_NONE Network = 1
@@ -79,8 +80,7 @@ func (Network) EnumDescriptor() ([]byte, []int) {
 
 // Options are what a client that is not Kubernetes' CRI passes as the options
 // of Controller.Create, and as the extension "caisson.sandbox.v1.Options" of the
-// record in Controller.Update, where resources and annotations are honoured. Every field may be left out; the zero message is a
-// sandbox with a network namespace that has loopback only.
+// record in Controller.Update, where resources and annotations are honoured. Every field may be left out.
 type Options struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Hostname inside the sandbox; the sandbox's ID (cut to 63 characters) if empty.

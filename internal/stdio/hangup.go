@@ -1,0 +1,71 @@
+package stdio
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"sync"
+
+	"golang.org/x/sys/unix"
+)
+
+// Hangup notices that a client has closed its end of a stdin FIFO. The kernel would tell
+// the process, if the keeper did not hold the FIFO open for writing too; so whoever has the
+// keeper drops it then, and the process sees the end of its input as soon as no other
+// client is left. A client that dies closes its end as well.
+type Hangup struct {
+	watch *os.File
+	done  chan struct{}
+	close func() error
+}
+
+// WatchStdin begins to watch the stdin FIFO of cfg; it must be called before Open, so that
+// no client is missed. It returns nil if there is nothing to watch: with a terminal, or
+// without a stdin that is a FIFO.
+func WatchStdin(cfg Config) (*Hangup, error) {
+	t, err := parseTarget(Stdin, cfg.Stdin)
+	if err != nil || t.scheme == schemeNull || cfg.Terminal {
+		return nil, err
+	}
+	f, kind, err := lookup(t.path)
+	if err != nil {
+		return nil, t.errorf(err)
+	}
+	defer f.Close() // O_PATH
+	if kind != unix.S_IFIFO {
+		return nil, nil
+	}
+	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
+	if err != nil {
+		return nil, t.errorf(fmt.Errorf("watch: %w", err))
+	}
+	err = withFD(f, func(old int) error {
+		_, err := unix.InotifyAddWatch(fd, fmt.Sprintf("/proc/self/fd/%d", old), unix.IN_CLOSE_WRITE)
+		return err
+	})
+	if err != nil {
+		return nil, errors.Join(t.errorf(fmt.Errorf("watch: %w", err)), unix.Close(fd))
+	}
+	h := &Hangup{watch: os.NewFile(uintptr(fd), "inotify "+t.path), done: make(chan struct{})}
+	h.close = sync.OnceValue(h.watch.Close)
+	go h.wait()
+	return h, nil
+}
+
+// wait ends with the first close of a writer, or with Close. The event says all: what it
+// carries is of no interest.
+func (h *Hangup) wait() {
+	defer close(h.done)
+	var event [unix.SizeofInotifyEvent + unix.NAME_MAX + 1]byte
+	_, _ = h.watch.Read(event[:]) // fails only when it is closed
+}
+
+// Done is closed when a client has closed its end, or by Close.
+func (h *Hangup) Done() <-chan struct{} { return h.done }
+
+// Close ends the watch, and returns when its goroutine has ended. It may be repeated.
+func (h *Hangup) Close() error {
+	err := h.close()
+	<-h.done
+	return err
+}
