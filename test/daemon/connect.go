@@ -14,7 +14,9 @@ import (
 	containerd "github.com/containerd/containerd/v2/client"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/status"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
@@ -66,13 +68,22 @@ func (d *Daemon) ready(ctx context.Context) error {
 		return err
 	}
 	defer conn.Close()
-	_, err = runtime.NewRuntimeServiceClient(conn).Version(ctx, &runtime.VersionRequest{}, grpc.WaitForReady(true))
+	var failed error
+	cri := runtime.NewRuntimeServiceClient(conn)
+	err = Poll(ctx, startLimit, func() error {
+		_, err := cri.Version(ctx, &runtime.VersionRequest{}, grpc.WaitForReady(true))
+		if status.Code(err) == codes.Unavailable {
+			return err // the socket is served before CRI has found its pods again
+		}
+		failed = err
+		return nil
+	})
 	select {
 	case <-d.exited:
 		return fmt.Errorf("caissond ended while it started (%w):\n%s", errorOr(d.exitErr, "exit code 0"), d.LogTail(2000))
 	default:
 	}
-	if err != nil {
+	if err = errors.Join(err, failed); err != nil {
 		return fmt.Errorf("caissond does not answer: %w", err)
 	}
 	return nil
