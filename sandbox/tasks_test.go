@@ -173,7 +173,7 @@ func TestFailedCreateLeavesNothing(t *testing.T) {
 	}{
 		"no such program": {
 			edit: func(s *specs.Spec) { s.Process.Args = []string{"nosuch"} },
-			is:   errdefs.IsInvalidArgument, want: "nosuch",
+			is:   errdefs.IsNotFound, want: "nosuch",
 		},
 		"not executable": {
 			edit: func(s *specs.Spec) { s.Process.Args = []string{"/etc"} },

@@ -195,8 +195,12 @@ func classify(text string) error {
 		return errdefs.ErrNotFound
 	case has("container not running"), has("cannot exec in a stopped container"), has("is not running"):
 		return errdefs.ErrFailedPrecondition
-	case has("executable file"), has("exec") && (has("no such file or directory") || has("permission denied")):
+	case has("executable file"), has(`exec: "`) && has("no such file or directory"):
+		return errdefs.ErrNotFound // the program, in the image
+	case has(`exec: "`) && has("permission denied"):
 		return errdefs.ErrInvalidArgument
+	case has("no such file or directory"), has("not a directory"):
+		return errdefs.ErrFailedPrecondition // what the specification names is missing
 	case has("already exists"):
 		return errdefs.ErrAlreadyExists
 	}

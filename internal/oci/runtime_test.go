@@ -40,7 +40,7 @@ func TestExplainTellsTheRuntimesLastWords(t *testing.T) {
 	r := Runtime{Binary: "/usr/bin/runc"}
 	cause := errors.New("exit status 1")
 	err := r.Explain("create", log, cause)
-	if !errors.Is(err, cause) || !errdefs.IsInvalidArgument(err) {
+	if !errors.Is(err, cause) || !errdefs.IsNotFound(err) {
 		t.Errorf("class lost: %v", err)
 	}
 	if want := `runc create: exec: "nosuch": executable file not found in $PATH`; err.Error() != want {

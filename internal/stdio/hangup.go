@@ -63,8 +63,12 @@ func (h *Hangup) wait() {
 // Done is closed when a client has closed its end, or by Close.
 func (h *Hangup) Done() <-chan struct{} { return h.done }
 
-// Close ends the watch, and returns when its goroutine has ended. It may be repeated.
+// Close ends the watch, and returns when its goroutine has ended. It may be repeated, and
+// called where there was nothing to watch.
 func (h *Hangup) Close() error {
+	if h == nil {
+		return nil
+	}
 	err := h.close()
 	<-h.done
 	return err

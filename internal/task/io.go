@@ -49,18 +49,19 @@ func (p *process) openIO(ctx context.Context, host isolation.Host) (_ *processIO
 	if p.execID != "" {
 		identity.ContainerID = p.execID
 	}
-	if err := p.watchStdin(); err != nil {
+	hangup, err := stdio.WatchStdin(cfg)
+	if err != nil {
 		return nil, fmt.Errorf("%v: %w", p, err)
 	}
 	set, err := stdio.Open(ctx, cfg, stdio.Owner{UID: p.c.IoUID, GID: p.c.IoGID}, identity)
 	if err != nil {
-		return nil, fmt.Errorf("%v: %w", p, err)
+		return nil, errors.Join(fmt.Errorf("%v: %w", p, err), hangup.Close())
 	}
 	io := &processIO{set: set}
 	defer func() {
 		if err != nil {
 			io.close(ctx)
-			err = fmt.Errorf("%v: %w", p, err)
+			err = errors.Join(fmt.Errorf("%v: %w", p, err), hangup.Close())
 		}
 	}()
 	child := set.Child()
@@ -80,16 +81,17 @@ func (p *process) openIO(ctx context.Context, host isolation.Host) (_ *processIO
 			return nil, err
 		}
 	}
+	// Only now that the keeper is kept can it be dropped.
+	p.onHangup(hangup)
 	return io, nil
 }
 
-// watchStdin closes the process's input when its client closes it. Most clients
+// onHangup closes the process's input when its client closes it. Most clients
 // say so with CloseIO; ctr, which may miss the moment for that, and clients that
-// die do not.
-func (p *process) watchStdin() error {
-	h, err := stdio.WatchStdin(p.snapshot().Stdio)
-	if err != nil || h == nil {
-		return err
+// die do not. h may be nil.
+func (p *process) onHangup(h *stdio.Hangup) {
+	if h == nil {
+		return
 	}
 	p.mu.Lock()
 	p.hangup = h
@@ -107,7 +109,6 @@ func (p *process) watchStdin() error {
 			log.G(ctx).WithError(err).Warn("close stdin")
 		}
 	})
-	return nil
 }
 
 // unwatchStdin ends the watch. It may be repeated.
