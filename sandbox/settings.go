@@ -311,7 +311,8 @@ func (s settings) check() error {
 	invalid := func(format string, args ...any) error {
 		return fmt.Errorf(format+": %w", append(args, errdefs.ErrInvalidArgument)...)
 	}
-	if !hostnamePattern.MatchString(s.Hostname) {
+	// The host's own name is whatever it is.
+	if !s.HostUTS && !hostnamePattern.MatchString(s.Hostname) {
 		return invalid("hostname %q: want letters, digits, dots and dashes, at most 64", s.Hostname)
 	}
 	if (len(s.UIDs) == 0) != (len(s.GIDs) == 0) {
