@@ -93,7 +93,7 @@ type ExecRequest struct {
 
 // Exec prepares a process; Start runs it. AlreadyExists: the container has an
 // exec of that ID; InvalidArgument: the ID or the specification.
-func (s *Set) Exec(ctx context.Context, req ExecRequest) (err error) {
+func (s *Set) Exec(ctx context.Context, req ExecRequest) error {
 	if err := validID("exec", req.ExecID); err != nil {
 		return err
 	}
@@ -119,7 +119,7 @@ func (s *Set) Exec(ctx context.Context, req ExecRequest) (err error) {
 	if ending {
 		return fmt.Errorf("%v: the container has ended: %w", p, errdefs.ErrFailedPrecondition)
 	}
-	if err := statefile.Write(p.specPath(), spec); err == nil {
+	if err = statefile.Write(p.specPath(), spec); err == nil {
 		err = p.save()
 	}
 	if err == nil {
