@@ -69,8 +69,12 @@ static void reset_process(void)
 	char digits[8], *p = digits + sizeof(digits);
 	int v = oom_score_before, fd;
 
+	/* Past the C library, which keeps a few signals to itself: a daemon may have
+	 * been started with those ignored too. All zero is SIG_DFL, no flags, no mask. */
+	static const unsigned long by_default[4];
+
 	for (int sig = 1; sig <= 64; sig++)
-		signal(sig, SIG_DFL); /* refused for a few, which are not changed either */
+		syscall(SYS_rt_sigaction, sig, by_default, NULL, 8);
 	sigemptyset(&none);
 	sigprocmask(SIG_SETMASK, &none, NULL);
 	setrlimit(RLIMIT_NOFILE, &nofile_before);
