@@ -90,6 +90,20 @@ func (r Runtime) CreateArgs(id, bundle string, f Files) []string {
 	return append(args, id)
 }
 
+// oldest is a version of the specification that every runtime takes.
+const oldest = "1.0.2"
+
+// Accept edits a specification for the sake of runtimes that refuse versions of
+// it that came after them (crun), and says whether anything changed. The version
+// is a claim only: no runtime leaves a feature out because of an older one.
+func (r Runtime) Accept(spec *specs.Spec) bool {
+	if filepath.Base(r.Binary) == "runc" || spec.Version == oldest {
+		return false
+	}
+	spec.Version = oldest
+	return true
+}
+
 // Restore says where a checkpoint is.
 type Restore struct {
 	ImagePath  string

@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/containerd/errdefs"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 )
 
 func TestCommandLines(t *testing.T) {
@@ -71,5 +72,18 @@ func TestFindNamesTheMissingRuntime(t *testing.T) {
 	}
 	if path, err := Find("/bin/sh"); err != nil || path != "/bin/sh" {
 		t.Errorf("got %q, %v", path, err)
+	}
+}
+
+func TestAcceptKeepsRuncsVersion(t *testing.T) {
+	for binary, want := range map[string]string{"/usr/bin/runc": "1.3.0", "/usr/bin/crun": "1.0.2"} {
+		spec := &specs.Spec{Version: "1.3.0"}
+		r := Runtime{Binary: binary}
+		if changed := r.Accept(spec); spec.Version != want || changed != (want != "1.3.0") {
+			t.Errorf("%s: %s, changed: %v", binary, spec.Version, changed)
+		}
+		if r.Accept(spec) {
+			t.Errorf("%s: changed twice", binary)
+		}
 	}
 }
