@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"os"
 	"regexp"
+	"slices"
 	"strings"
 
 	core "github.com/containerd/containerd/v2/core/sandbox"
@@ -294,6 +295,11 @@ func criMappings(list []*cri.IDMapping) []specs.LinuxIDMapping {
 	return out
 }
 
+// mapsRoot tells if ID 0 of the user namespace is somebody.
+func mapsRoot(list []specs.LinuxIDMapping) bool {
+	return slices.ContainsFunc(list, func(m specs.LinuxIDMapping) bool { return m.ContainerID == 0 && m.Size > 0 })
+}
+
 func criResources(r *cri.LinuxContainerResources) *specs.LinuxResources {
 	if r == nil {
 		return nil
@@ -317,6 +323,9 @@ func (s settings) check() error {
 	}
 	if (len(s.UIDs) == 0) != (len(s.GIDs) == 0) {
 		return invalid("a user namespace needs mappings of users and groups, both")
+	}
+	if s.userNS() && (!mapsRoot(s.UIDs) || !mapsRoot(s.GIDs)) {
+		return invalid("a user namespace needs mappings of user 0 and group 0: the sandbox's own processes have them")
 	}
 	if len(s.Ports) > 0 && s.Network != network.CNI {
 		return invalid("port mappings need the network %s", network.CNI)

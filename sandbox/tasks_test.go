@@ -447,6 +447,11 @@ func TestCRIOptions(t *testing.T) {
 			t.Errorf("user namespace mode %v: %v", mode, err)
 		}
 	}
+	for name, ids := range map[string]*cri.IDMapping{"without ID 0": {ContainerId: 1, HostId: 70000, Length: 1000}, "empty": {HostId: 70000}} {
+		if _, err := create(user(pod, ids), "/run/netns/x"); !errdefs.IsInvalidArgument(err) {
+			t.Errorf("a mapping %s: %v", name, err)
+		}
+	}
 }
 
 func TestSingleContainersHaveNoWalls(t *testing.T) {

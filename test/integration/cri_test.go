@@ -426,6 +426,10 @@ func TestCRIBadInput(t *testing.T) {
 		"a user namespace mode that no pod has": func(c *runtime.PodSandboxConfig) {
 			c.Linux.SecurityContext.NamespaceOptions.UsernsOptions = &runtime.UserNamespace{Mode: runtime.NamespaceMode_CONTAINER}
 		},
+		"a user namespace without user 0": func(c *runtime.PodSandboxConfig) {
+			ids := []*runtime.IDMapping{{ContainerId: 1, HostId: 1000, Length: 1000}}
+			c.Linux.SecurityContext.NamespaceOptions.UsernsOptions = &runtime.UserNamespace{Mode: runtime.NamespaceMode_POD, Uids: ids, Gids: ids}
+		},
 		"a sysctl that does not exist": func(c *runtime.PodSandboxConfig) {
 			c.Linux.Sysctls = map[string]string{"net.no_such_setting": "1"}
 		},
