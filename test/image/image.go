@@ -43,8 +43,10 @@ type Options struct {
 	WorkingDir string
 	// StopSignal is the signal that a runtime stops the container with.
 	StopSignal string
-	// Files are added to the root filesystem: absolute path to content.
+	// Files are added to the root filesystem: absolute path to content. The
+	// mode is 0755 for what begins with #!, else 0644, unless Modes says another.
 	Files map[string]string
+	Modes map[string]int64
 	// Busybox is the static binary to use; found in PATH if empty.
 	Busybox string
 }

@@ -100,6 +100,41 @@ func TestLayout(t *testing.T) {
 	}
 }
 
+// TestModesAndLinks reads the layer as an unpacker does, which makes a hard link
+// only to a file that is there already.
+func TestModesAndLinks(t *testing.T) {
+	var rootfs bytes.Buffer
+	err := RootFS(&rootfs, Options{
+		Files: map[string]string{"/bin/script": "#!/bin/sh\n", "/bin/su": "x"},
+		Modes: map[string]int64{"/bin/su": 0o4755},
+	})
+	if errors.Is(err, ErrNoBusybox) {
+		t.Skip(err)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	modes := map[string]int64{}
+	for tr := tar.NewReader(&rootfs); ; {
+		hdr, err := tr.Next()
+		if err == io.EOF {
+			break
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, there := modes[hdr.Linkname]; hdr.Typeflag == tar.TypeLink && !there {
+			t.Errorf("%s is linked to %s, which comes later", hdr.Name, hdr.Linkname)
+		}
+		modes[hdr.Name] = hdr.Mode
+	}
+	for name, want := range map[string]int64{"bin/script": 0o755, "bin/su": 0o4755, "etc/passwd": 0o644, "bin/ls": 0o755} {
+		if modes[name] != want {
+			t.Errorf("%s has mode %o, want %o", name, modes[name], want)
+		}
+	}
+}
+
 func TestNoBusybox(t *testing.T) {
 	if err := Write(io.Discard, Options{Busybox: "/nonexistent"}); err == nil {
 		t.Error("no error for a busybox that is not there")

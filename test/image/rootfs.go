@@ -3,6 +3,7 @@ package image
 import (
 	"archive/tar"
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"maps"
@@ -54,7 +55,8 @@ func rootfs(opts Options) ([]byte, error) {
 		l.dir(dir, mode)
 	}
 	for _, applet := range strings.Fields(string(applets)) {
-		l.add("/"+applet, entry{Header: tar.Header{Typeflag: tar.TypeSymlink, Linkname: "/bin/busybox", Mode: 0o777}})
+		// Not symbolic links: what is mounted over one program must not hide them all.
+		l.add("/"+applet, entry{Header: tar.Header{Typeflag: tar.TypeLink, Linkname: "bin/busybox", Mode: 0o755}})
 	}
 	l.file("/bin/busybox", binary, 0o755)
 	for name, content := range baseFiles {
@@ -64,6 +66,9 @@ func rootfs(opts Options) ([]byte, error) {
 		mode := int64(0o644)
 		if strings.HasPrefix(content, "#!") {
 			mode = 0o755
+		}
+		if special, ok := opts.Modes[name]; ok {
+			mode = special
 		}
 		l.file(name, []byte(content), mode)
 	}
@@ -105,11 +110,20 @@ func (l *layer) add(name string, e entry) {
 	l.entries[name] = e
 }
 
+func (l *layer) rank(name string) int {
+	if l.entries[name].Typeflag == tar.TypeLink {
+		return 1
+	}
+	return 0
+}
+
 func (l *layer) tar() ([]byte, error) {
 	var buf bytes.Buffer
 	tw := tar.NewWriter(&buf)
-	// Sorted, a directory comes before what is in it.
-	for _, name := range slices.Sorted(maps.Keys(l.entries)) {
+	// Sorted, a directory comes before what is in it; a hard link comes after its file.
+	names := slices.Sorted(maps.Keys(l.entries))
+	slices.SortStableFunc(names, func(a, b string) int { return cmp.Compare(l.rank(a), l.rank(b)) })
+	for _, name := range names {
 		e := l.entries[name]
 		if err := tw.WriteHeader(&e.Header); err != nil {
 			return nil, fmt.Errorf("%s: %w", name, err)
