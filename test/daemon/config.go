@@ -29,16 +29,21 @@ bin_dirs = [%[2]q]
 [plugins."io.containerd.internal.v1.opt"]
 path = %[3]q
 [plugins."io.containerd.nri.v1.nri"]
-disable = true
+disable = %[4]t
+socket_path = %[5]q
 `
 
 // bridge gives the containers of one daemon a network of their own. Its
-// leases lie in the daemon's directory; no rule of iptables is made.
-const bridge = `{"cniVersion": "1.0.0", "name": %[1]q, "plugins": [{
-	"type": "bridge", "bridge": %[1]q, "isDefaultGateway": true, "ipMasq": false, "hairpinMode": true,
+// leases lie in the daemon's directory; no rule of iptables is made without
+// portMap behind it.
+const (
+	bridge = `{"cniVersion": "1.0.0", "name": %[1]q, "plugins": [{
+	"type": "bridge", "bridge": %[1]q, "isDefaultGateway": true, "ipMasq": %[5]t, "hairpinMode": true,
 	"ipam": {"type": "host-local", "dataDir": %[2]q, "ranges": [[{"subnet": %[3]q}]]}
-}]}
+}%[4]s]}
 `
+	portMap = `, {"type": "portmap", "capabilities": {"portMappings": true}}`
+)
 
 // CNIDir is where the daemon looks for its networks.
 func (d *Daemon) CNIDir() string { return filepath.Join(d.Dir, "cni") }
@@ -47,14 +52,18 @@ func (d *Daemon) writeConfig() error {
 	if err := os.Mkdir(d.CNIDir(), 0o700); err != nil {
 		return err
 	}
-	text := fmt.Sprintf(config, d.CNIDir(), CNIBinDir, filepath.Join(d.Dir, "opt"))
+	text := fmt.Sprintf(config, d.CNIDir(), CNIBinDir, filepath.Join(d.Dir, "opt"), !d.opts.NRI, filepath.Join(d.State, "nri.sock"))
 	if runtime := os.Getenv("CAISSON_TEST_RUNTIME"); runtime != "" { // runc if empty
 		text += fmt.Sprintf("[runtime]\ndefault = %q\n", runtime)
 	}
 	if err := os.WriteFile(d.ConfigFile, []byte(text+d.opts.Config), 0o600); err != nil {
 		return err
 	}
-	network := fmt.Sprintf(bridge, d.Token, filepath.Join(d.Dir, "ipam"), d.subnet())
+	more := ""
+	if d.opts.HostPorts {
+		more = portMap
+	}
+	network := fmt.Sprintf(bridge, d.Token, filepath.Join(d.Dir, "ipam"), d.subnet(), more, d.opts.HostPorts)
 	return os.WriteFile(filepath.Join(d.CNIDir(), "10-bridge.conflist"), []byte(network), 0o600)
 }
 

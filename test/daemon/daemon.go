@@ -37,6 +37,11 @@ type Options struct {
 	Args []string
 	// Env is added to the environment.
 	Env []string
+	// NRI switches NRI on, at nri.sock in State.
+	NRI bool
+	// HostPorts lets the network serve the host ports of pods, and the world
+	// beyond be reached. Rules of iptables stay: want a network namespace.
+	HostPorts bool
 }
 
 // Daemon is one caissond and what it works on.
