@@ -1,6 +1,7 @@
 # make demo   runs two containers in one sandbox and shows what they printed
 # make test   unit and integration tests (root)
 # make build  leaves the binaries in bin/
+# make test-cri CRITEST=path   Kubernetes' conformance suite for the CRI (root)
 # The rest: deps lint proto test-vm clean.
 
 SHELL := /bin/bash
@@ -14,7 +15,7 @@ GOBUILD := CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)'
 
 SHIM    := bin/containerd-shim-caisson-v2
 
-.PHONY: build deps monitor shim daemon cli ctr test lint proto demo test-vm clean
+.PHONY: build deps monitor shim daemon cli ctr test lint proto demo test-cri test-vm clean
 
 build: daemon cli shim
 
@@ -56,6 +57,17 @@ proto:
 demo: deps
 	@$(MAKE) --no-print-directory build
 	@CGO_ENABLED=0 $(GO) run ./test/demo
+
+# CRITEST is critest's binary, which is no part of this module. CRIFLAGS go to
+# test/cri, for example: CRIFLAGS='-focus UserNamespaces'.
+test-cri:
+	@[[ -x "$(CRITEST)" ]] || { echo 'make test-cri: say where the program critest is: make test-cri CRITEST=/path/to/critest' >&2; exit 2; }
+	@script/deps cri
+	@$(MAKE) --no-print-directory build
+	@test/cri/busybox.sh build/cri/busybox
+	@CGO_ENABLED=0 $(GO) build -trimpath -o build/cri/webserver ./test/cri/webserver
+	@CGO_ENABLED=0 $(GO) build -o build/cri/test-cri ./test/cri
+	@build/cri/test-cri -critest "$(CRITEST)" $(CRIFLAGS)
 
 test-vm: deps
 	@script/deps vm
