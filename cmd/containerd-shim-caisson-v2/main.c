@@ -4,6 +4,7 @@
  * working directory and its standard input to caissond, prints what comes back
  * and exits with the code it is given. containerd starts it for every task
  * that ends, so it is small, static, and allocates nothing but the request.
+ * If no daemon answers it starts one (start.c).
  *
  * The protocol is described in docs/shim-protocol.md.
  */
@@ -20,16 +21,17 @@
 #include <sys/un.h>
 #include <unistd.h>
 
-#define NAME "containerd-shim-caisson-v2"
-#define SOCKET_ENV "CAISSON_SHIM_SOCKET"
+#include "shim.h"
+
 #define SOCKET_DEFAULT "/run/caisson/shim.sock"
 #define REQUEST_MAGIC "CSQ1"
 #define REPLY_MAGIC "CSR1"
 #define MAX_BODY (1u << 20)
 #define HEAD 8
 #define TIMEOUT_SECONDS 60
+#define ATTEMPTS 3
 
-static void fail(const char *format, ...)
+void fail(const char *format, ...)
 {
 	va_list args;
 
@@ -102,7 +104,7 @@ static void append_stdin(void)
 	put_number(length, used - length - 4);
 }
 
-static int dial(const char *path)
+int dial(const char *path)
 {
 	struct sockaddr_un address = { .sun_family = AF_UNIX };
 	struct timeval timeout = { .tv_sec = TIMEOUT_SECONDS };
@@ -117,10 +119,14 @@ static int dial(const char *path)
 	if (setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &timeout, sizeof(timeout)) < 0 ||
 	    setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &timeout, sizeof(timeout)) < 0)
 		fail("socket: %s", strerror(errno));
-	while (connect(fd, (struct sockaddr *)&address, sizeof(address)) < 0)
-		if (errno != EINTR)
-			fail("caissond does not answer at %s: %s; start caissond, or set " SOCKET_ENV
-			     " to the shim.sock in its state directory", path, strerror(errno));
+	while (connect(fd, (struct sockaddr *)&address, sizeof(address)) < 0) {
+		if (errno == EINTR)
+			continue;
+		if (errno != ENOENT && errno != ECONNREFUSED)
+			fail("caissond at %s: %s", path, strerror(errno));
+		close(fd);
+		return -1;
+	}
 	return fd;
 }
 
@@ -141,9 +147,14 @@ static void send_all(int fd, const unsigned char *p, size_t n)
 	}
 }
 
-/* Fills p with n bytes of the reply. */
-static void receive(int fd, unsigned char *p, size_t n)
+/*
+ * Fills p with n bytes of the reply. Only if may_end, a daemon that goes away
+ * before the first byte is no error, and the result -1.
+ */
+static int receive(int fd, unsigned char *p, size_t n, int may_end)
 {
+	size_t all = n;
+
 	while (n > 0) {
 		ssize_t got = read(fd, p, n);
 
@@ -151,6 +162,8 @@ static void receive(int fd, unsigned char *p, size_t n)
 			continue;
 		if (got < 0 && errno == EAGAIN)
 			fail("caissond did not answer within %d seconds", TIMEOUT_SECONDS);
+		if (may_end && n == all && (got == 0 || (got < 0 && errno == ECONNRESET)))
+			return -1;
 		if (got < 0)
 			fail("read from caissond: %s", strerror(errno));
 		if (got == 0)
@@ -158,6 +171,7 @@ static void receive(int fd, unsigned char *p, size_t n)
 		p += got;
 		n -= got;
 	}
+	return 0;
 }
 
 /* Copies one output of the reply to fd. */
@@ -166,14 +180,14 @@ static void print(int from, int to)
 	unsigned char chunk[4096];
 	uint32_t left;
 
-	receive(from, chunk, 4);
+	receive(from, chunk, 4, 0);
 	left = get_number(chunk);
 	if (left > MAX_BODY)
 		fail("caissond's answer is longer than %u bytes", MAX_BODY);
 	while (left > 0) {
 		size_t n = left < sizeof(chunk) ? left : sizeof(chunk), done = 0;
 
-		receive(from, chunk, n);
+		receive(from, chunk, n, 0);
 		while (done < n) {
 			ssize_t written = write(to, chunk + done, n - done);
 
@@ -193,7 +207,7 @@ int main(int argc, char **argv)
 	const char *path = getenv(SOCKET_ENV);
 	unsigned char head[HEAD];
 	uint32_t code;
-	int fd;
+	int fd = -1;
 
 	if (!path || !*path)
 		path = SOCKET_DEFAULT;
@@ -206,9 +220,17 @@ int main(int argc, char **argv)
 	memcpy(request, REQUEST_MAGIC, 4);
 	put_number(4, used - HEAD);
 
-	fd = dial(path);
-	send_all(fd, request, used);
-	receive(fd, head, sizeof(head));
+	/* A daemon that is killed while it has the request leaves it to the next:
+	 * every request may be repeated. */
+	for (int attempt = 0;; attempt++) {
+		fd = dial(path);
+		if (fd < 0)
+			fd = start_daemon(path, argc, argv);
+		send_all(fd, request, used);
+		if (receive(fd, head, sizeof(head), attempt < ATTEMPTS - 1) == 0)
+			break;
+		close(fd);
+	}
 	if (memcmp(head, REPLY_MAGIC, 4) != 0)
 		fail("caissond at %s speaks another version of the protocol", path);
 	code = get_number(head + 4);

@@ -62,7 +62,7 @@ the sandboxes running; the next start takes them over.`,
 
 // flags go over what the configuration file says.
 type flags struct {
-	file, root, state, address, engine, logLevel, logFormat string
+	file, root, state, address, engine, containerd, logLevel, logFormat string
 }
 
 func (f *flags) add(cmd *cobra.Command) {
@@ -73,6 +73,7 @@ func (f *flags) add(cmd *cobra.Command) {
 	set.StringVar(&f.state, "state", "", "`directory` of run-time data, on tmpfs (default "+d.State+")")
 	set.StringVarP(&f.address, "address", "a", "", "`socket` of containerd's API and CRI (default caissond.sock in the state directory)")
 	set.StringVar(&f.engine, "engine", "", "where containerd's core runs: embedded or none (default "+string(d.Engine)+")")
+	set.StringVar(&f.containerd, "containerd-address", "", "with --engine none, `socket` of the containerd beside, which gets the events (default "+d.Containerd.Address+")")
 	set.StringVarP(&f.logLevel, "log-level", "l", "", "trace, debug, info, warn, error, fatal or panic (default "+d.Log.Level+")")
 	set.StringVar(&f.logFormat, "log-format", "", "text or json (default "+d.Log.Format+")")
 }
@@ -100,6 +101,7 @@ func (f *flags) config(cmd *cobra.Command, dir string) (config.Config, error) {
 		{"state", &f.state, &cfg.State, true},
 		{"address", &f.address, &cfg.Address, true},
 		{"engine", &f.engine, (*string)(&cfg.Engine), false},
+		{"containerd-address", &f.containerd, &cfg.Containerd.Address, true},
 		{"log-level", &f.logLevel, &cfg.Log.Level, false},
 		{"log-format", &f.logFormat, &cfg.Log.Format, false},
 	} {

@@ -48,6 +48,7 @@ type helper struct {
 	t      *testing.T
 	binary string
 	socket string
+	env    []string
 }
 
 func serveShim(t *testing.T, shim Shim, target string) helper {
@@ -72,7 +73,7 @@ func serveShim(t *testing.T, shim Shim, target string) helper {
 func (h helper) run(stdin []byte, args ...string) (stdout, stderr string, code int) {
 	h.t.Helper()
 	cmd := exec.Command(h.binary, args...)
-	cmd.Env = []string{"CAISSON_SHIM_SOCKET=" + h.socket}
+	cmd.Env = append([]string{"CAISSON_SHIM_SOCKET=" + h.socket}, h.env...)
 	cmd.Dir = h.t.TempDir()
 	cmd.Stdin = bytes.NewReader(stdin)
 	var out, errs bytes.Buffer
@@ -223,6 +224,32 @@ func testShimErrors(t *testing.T, h helper, fake *fakeShim) {
 	h.socket = "/" + strings.Repeat("s", 200)
 	fails("longer than a socket", nil, "-info")
 	testShimStrangers(t, h)
+	testShimStarts(t, h)
+}
+
+// testShimStarts lets the binary start programs that are no daemons; the
+// integration tests let it start a real one.
+func testShimStarts(t *testing.T, h helper) {
+	state := shortDir(t)
+	h.socket = state + "/shim.sock"
+	h.env = []string{"CAISSON_SHIM_CONFIG=/etc/c.toml", "PATH=relative:", "NOTIFY_SOCKET=/n", "GOMAXPROCS=2"}
+	fails := func(want string, args ...string) {
+		t.Helper()
+		if _, stderr, code := h.run(nil, args...); code != 1 || !strings.Contains(stderr, want) {
+			t.Errorf("%q: code %d, %q; want %q", args, code, stderr, want)
+		}
+	}
+	fails("neither beside", "-info")
+	program := "#!/bin/sh\necho \"$@\"; echo \"$NOTIFY_SOCKET$GOMAXPROCS\"; pwd; exit 1\n"
+	if err := os.WriteFile(filepath.Join(filepath.Dir(h.binary), "caissond"), []byte(program), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	fails("does not answer at", "-v") // is not worth a daemon
+	fails("says why", "-namespace", "n", "-address", "/c.sock", "-id", "x", "start")
+	log, err := os.ReadFile(state + "/caissond.log")
+	if want := "--engine none --state " + state + " --config /etc/c.toml --containerd-address /c.sock\n\n/\n"; err != nil || string(log) != want {
+		t.Errorf("log %q, %v; want %q", log, err, want)
+	}
 }
 
 // testShimStrangers puts something else than caissond behind the socket.
@@ -240,19 +267,25 @@ func testShimStrangers(t *testing.T, h helper) {
 		}
 		done := make(chan error, 1)
 		go func() {
-			conn, err := l.Accept()
-			if err == nil {
+			for {
+				conn, err := l.Accept()
+				if err != nil {
+					done <- nil // closed below
+					return
+				}
 				_, err = readShimRequest(conn)
 				_, werr := io.WriteString(conn, reply)
-				err = errors.Join(err, werr, conn.Close())
+				if err := errors.Join(err, werr, conn.Close()); err != nil {
+					done <- err
+					return
+				}
 			}
-			done <- err
 		}()
 		_, stderr, code := h.run(nil, "-info")
 		if code != 1 || !strings.Contains(stderr, want) {
 			t.Errorf("%q: code %d, %q", reply, code, stderr)
 		}
-		if err := errors.Join(<-done, l.Close()); err != nil {
+		if err := errors.Join(l.Close(), <-done); err != nil {
 			t.Error(err)
 		}
 	}
