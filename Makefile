@@ -39,10 +39,11 @@ cli:
 	@mkdir -p bin
 	$(GOBUILD) -o bin/caisson ./cmd/caisson
 
-# The stock client that the integration tests run, of the containerd version in go.mod.
+# The stock client and server that the integration tests run, of the containerd
+# version in go.mod.
 ctr:
 	@mkdir -p build
-	CGO_ENABLED=0 $(GO) build -trimpath -o build/ctr github.com/containerd/containerd/v2/cmd/ctr
+	CGO_ENABLED=0 $(GO) build -trimpath -o build/ $(addprefix github.com/containerd/containerd/v2/cmd/,ctr containerd)
 
 test: deps
 	@script/test

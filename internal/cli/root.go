@@ -80,6 +80,7 @@ func (a *app) command() *cobra.Command {
 		a.stopCommand(), a.killCommand(), a.removeCommand(),
 		a.sandboxCommand(), a.imageCommand(),
 		a.versionCommand(), a.infoCommand(),
+		a.configCommand(), a.doctorCommand(),
 	)
 	return root
 }

@@ -13,14 +13,20 @@ import (
 // CNIBinDir is where Debian's containernetworking-plugins are.
 const CNIBinDir = "/usr/lib/cni"
 
-// config keeps everything that containerd would put into shared directories in
-// the daemon's own.
+// config is caissond's own part. The directories are here, not on its command
+// line, for daemons that a shim binary starts.
 const config = `version = 3
+root = %[3]q
+state = %[4]q
 
 [network]
 cni_conf_dir = %[1]q
 cni_bin_dirs = [%[2]q]
+`
 
+// isolated keeps everything that containerd would put into shared directories
+// in the daemon's own.
+const isolated = `
 [plugins."io.containerd.cri.v1.runtime"]
 netns_mounts_under_state_dir = true
 [plugins."io.containerd.cri.v1.runtime".cni]
@@ -32,6 +38,10 @@ path = %[3]q
 disable = %[4]t
 socket_path = %[5]q
 `
+
+func (d *Daemon) isolation() string {
+	return fmt.Sprintf(isolated, d.CNIDir(), CNIBinDir, filepath.Join(d.Dir, "opt"), !d.opts.NRI, filepath.Join(d.State, "nri.sock"))
+}
 
 // bridge gives the containers of one daemon a network of their own. Its
 // leases lie in the daemon's directory; no rule of iptables is made without
@@ -52,7 +62,14 @@ func (d *Daemon) writeConfig() error {
 	if err := os.Mkdir(d.CNIDir(), 0o700); err != nil {
 		return err
 	}
-	text := fmt.Sprintf(config, d.CNIDir(), CNIBinDir, filepath.Join(d.Dir, "opt"), !d.opts.NRI, filepath.Join(d.State, "nri.sock"))
+	text := fmt.Sprintf(config, d.CNIDir(), CNIBinDir, d.Root, d.State)
+	if d.Stock() {
+		if err := d.writeStockConfig(); err != nil {
+			return err
+		}
+	} else {
+		text += d.isolation()
+	}
 	if runtime := os.Getenv("CAISSON_TEST_RUNTIME"); runtime != "" { // runc if empty
 		text += fmt.Sprintf("[runtime]\ndefault = %q\n", runtime)
 	}

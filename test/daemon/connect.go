@@ -52,13 +52,14 @@ func (d *Daemon) Client(namespace string) (*containerd.Client, error) {
 	return containerd.New(d.Address, containerd.WithDefaultNamespace(namespace), containerd.WithExtraDialOpts(dialOptions()))
 }
 
-// ready waits until the daemon answers CRI, which it serves after everything else.
-func (d *Daemon) ready(ctx context.Context) error {
+// ready waits until the server with the engine answers CRI, which is served after
+// everything else.
+func (d *Daemon) ready(ctx context.Context, s *server) error {
 	ctx, cancel := context.WithTimeout(ctx, startLimit)
 	defer cancel()
 	go func() {
 		select {
-		case <-d.exited:
+		case <-s.exited:
 			cancel()
 		case <-ctx.Done():
 		}
@@ -79,12 +80,12 @@ func (d *Daemon) ready(ctx context.Context) error {
 		return nil
 	})
 	select {
-	case <-d.exited:
-		return fmt.Errorf("caissond ended while it started (%w):\n%s", errorOr(d.exitErr, "exit code 0"), d.LogTail(2000))
+	case <-s.exited:
+		return fmt.Errorf("%s ended while it started (%w):\n%s", s.name, errorOr(s.exitErr, "exit code 0"), tail(s.log, 2000))
 	default:
 	}
 	if err = errors.Join(err, failed); err != nil {
-		return fmt.Errorf("caissond does not answer: %w", err)
+		return fmt.Errorf("%s does not answer: %w", s.name, err)
 	}
 	return nil
 }
@@ -97,8 +98,13 @@ func errorOr(err error, text string) error {
 }
 
 // LogTail is the last max bytes of the daemon's log.
-func (d *Daemon) LogTail(max int64) string {
-	f, err := os.Open(d.LogFile)
+func (d *Daemon) LogTail(max int64) string { return tail(d.caissond.log, max) }
+
+// ContainerdLogTail is the same for the containerd beside it.
+func (d *Daemon) ContainerdLogTail(max int64) string { return tail(d.containerd.log, max) }
+
+func tail(path string, max int64) string {
+	f, err := os.Open(path)
 	if err != nil {
 		return err.Error()
 	}

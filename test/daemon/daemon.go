@@ -14,7 +14,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
-	"syscall"
 	"time"
 
 	"caisson/test/leak"
@@ -27,8 +26,21 @@ const (
 	goneLimit  = 10 * time.Second
 )
 
+// The engines.
+const (
+	EngineEmbedded = "embedded"
+	EngineStock    = "stock"
+)
+
 // Options describe a daemon; the zero value is one as users run it.
 type Options struct {
+	// Engine is EngineStock for an unmodified containerd beside caissond; if
+	// empty, CAISSON_TEST_ENGINE says it, and EngineEmbedded otherwise.
+	Engine string
+	// Containerd is the binary of that containerd, containerd in build/ if empty.
+	Containerd string
+	// Under is a command line that is put before that containerd's.
+	Under []string
 	// BinDir has the binaries; bin/ of the module if empty.
 	BinDir string
 	// Config is added to the configuration file.
@@ -52,13 +64,12 @@ type Daemon struct {
 	// Dir holds all the following.
 	Dir, Root, State, Address, ConfigFile, LogFile string
 
-	bin     string
-	opts    Options
-	before  *leak.Snapshot
-	running *exec.Cmd
-	exited  chan struct{} // closed when running has ended and exitErr is set
-	exitErr error
-	cgroups []string // made by AddCgroup
+	bin        string
+	opts       Options
+	before     *leak.Snapshot
+	caissond   server
+	containerd server   // the one beside caissond
+	cgroups    []string // made by AddCgroup
 }
 
 // New makes the directory and the configuration of a daemon.
@@ -68,6 +79,9 @@ func New(opts Options) (_ *Daemon, err error) {
 		if bin, err = BinDir(); err != nil {
 			return nil, err
 		}
+	}
+	if opts.Engine == "" {
+		opts.Engine = os.Getenv("CAISSON_TEST_ENGINE")
 	}
 	// Not the TMPDIR, which may be long: unix sockets have short paths.
 	dir, err := os.MkdirTemp("/tmp", leak.TokenPrefix)
@@ -80,6 +94,11 @@ func New(opts Options) (_ *Daemon, err error) {
 		ConfigFile: dir + "/config.toml", LogFile: dir + "/log",
 		bin: bin, opts: opts,
 	}
+	if d.Stock() {
+		d.Address = d.stockDir() + "/c.sock"
+	}
+	d.caissond = server{name: "caissond", log: d.LogFile}
+	d.containerd = server{name: "containerd", log: dir + "/containerd.log"}
 	d.before, err = leak.Take()
 	if err = errors.Join(err, d.writeConfig(), d.AddCgroup("/"+d.Token)); err != nil {
 		return nil, errors.Join(err, d.removeCgroups(), os.RemoveAll(dir))
@@ -124,12 +143,25 @@ func (d *Daemon) Binary(name string) (string, error) {
 	return "", fmt.Errorf("no program %s in %s: run make build ctr", name, d.bin)
 }
 
-// Start starts the daemon and returns when it answers.
+// Start starts the daemon, and the containerd beside it if there is to be one
+// that does not run yet, and returns when CRI answers.
 func (d *Daemon) Start(ctx context.Context) error {
 	if err := d.Launch(); err != nil {
 		return err
 	}
-	if err := d.ready(ctx); err != nil {
+	if !d.Stock() {
+		if err := d.ready(ctx, &d.caissond); err != nil {
+			return errors.Join(err, d.Kill())
+		}
+		return nil
+	}
+	if err := d.sandboxerReady(ctx); err != nil {
+		return errors.Join(err, d.Kill())
+	}
+	if d.containerd.running != nil {
+		return nil
+	}
+	if err := d.StartContainerd(ctx); err != nil {
 		return errors.Join(err, d.Kill())
 	}
 	return nil
@@ -137,87 +169,48 @@ func (d *Daemon) Start(ctx context.Context) error {
 
 // Launch starts the daemon's process and does not wait for anything.
 func (d *Daemon) Launch() error {
-	if d.running != nil {
-		return errors.New("the daemon runs already")
-	}
 	path, err := d.Binary("caissond")
 	if err != nil {
 		return err
 	}
-	log, err := os.OpenFile(d.LogFile, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
-	if err != nil {
-		return err
+	args := []string{"--config", d.ConfigFile, "--log-level", "debug"}
+	if d.Stock() {
+		args = append(args, "--engine", "none", "--containerd-address", d.Address)
+	} else {
+		args = append(args, "--address", d.Address)
 	}
-	defer log.Close()
-	args := []string{"--root", d.Root, "--state", d.State, "--address", d.Address, "--config", d.ConfigFile, "--log-level", "debug"}
 	cmd := exec.Command(path, slices.Concat(args, d.opts.Args)...)
 	cmd.Dir = d.Dir
-	// containerd finds containerd-shim-caisson-v2 beside the daemon or in PATH.
-	cmd.Env = slices.Concat(os.Environ(), []string{"PATH=" + d.bin + ":" + os.Getenv("PATH")}, d.opts.Env)
-	cmd.Stdout, cmd.Stderr = log, log
-	// A daemon of its own session, as an init system starts it: a terminal's
-	// interrupt reaches the test, which then stops the daemon.
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	if err := cmd.Start(); err != nil {
-		return fmt.Errorf("start caissond: %w", err)
-	}
-	exited := make(chan struct{})
-	d.running, d.exited = cmd, exited
-	go func() {
-		d.exitErr = cmd.Wait()
-		close(exited)
-	}()
-	return nil
+	cmd.Env = slices.Concat(d.environ(), d.opts.Env)
+	return d.caissond.launch(cmd)
+}
+
+// environ is the environment of a server: containerd finds
+// containerd-shim-caisson-v2 beside itself or in PATH.
+func (d *Daemon) environ() []string {
+	return append(os.Environ(), "PATH="+d.bin+":"+os.Getenv("PATH"))
 }
 
 // Pid of the running daemon.
-func (d *Daemon) Pid() int { return d.running.Process.Pid }
+func (d *Daemon) Pid() int { return d.caissond.running.Process.Pid }
 
 // Exited is closed when the launched daemon has ended; ExitError tells how then.
-func (d *Daemon) Exited() <-chan struct{} { return d.exited }
+func (d *Daemon) Exited() <-chan struct{} { return d.caissond.exited }
 
 // ExitError is the error of the daemon's process, once Exited is closed.
-func (d *Daemon) ExitError() error { return d.exitErr }
+func (d *Daemon) ExitError() error { return d.caissond.exitErr }
 
 // Kill ends the daemon with SIGKILL, as a crash does.
-func (d *Daemon) Kill() error {
-	if d.running == nil {
-		return nil
-	}
-	if err := d.running.Process.Kill(); err != nil && !errors.Is(err, os.ErrProcessDone) {
-		return err
-	}
-	<-d.exited
-	d.running = nil
-	return nil
-}
+func (d *Daemon) Kill() error { return d.caissond.kill() }
 
 // Stop ends the daemon with SIGTERM and expects a clean exit.
-func (d *Daemon) Stop(ctx context.Context) error {
-	if d.running == nil {
-		return nil
-	}
-	ctx, cancel := context.WithTimeout(ctx, stopLimit)
-	defer cancel()
-	if err := d.running.Process.Signal(syscall.SIGTERM); err != nil && !errors.Is(err, os.ErrProcessDone) {
-		return err
-	}
-	select {
-	case <-d.exited:
-	case <-ctx.Done():
-		return errors.Join(fmt.Errorf("caissond does not stop: %w", ctx.Err()), d.Kill())
-	}
-	d.running = nil
-	if d.exitErr != nil {
-		return fmt.Errorf("caissond: %w", d.exitErr)
-	}
-	return nil
-}
+func (d *Daemon) Stop(ctx context.Context) error { return d.caissond.stop(ctx) }
 
 // Close stops the daemon, removes its directory and lists what is left of it.
 // What is left is cleared away too, so that it is reported once.
 func (d *Daemon) Close(ctx context.Context) (left []string, err error) {
-	errs := []error{d.Stop(ctx)}
+	// containerd first: it takes the daemon's end for that of its tasks.
+	errs := []error{d.StopContainerd(ctx), d.Stop(ctx), d.stopStarted(ctx)}
 	for _, look := range []func(context.Context) ([]string, error){d.leftBehind, d.leftInState} {
 		found, err := look(ctx)
 		left, errs = append(left, found...), append(errs, err)

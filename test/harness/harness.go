@@ -99,6 +99,9 @@ func (h *Host) close() {
 	defer cancel()
 	if h.t.Failed() {
 		h.t.Logf("log of caissond:\n%s", h.LogTail(32<<10))
+		if h.Stock() {
+			h.t.Logf("log of containerd:\n%s", h.ContainerdLogTail(32<<10))
+		}
 	}
 	left, err := h.Close(ctx)
 	if err != nil {

@@ -1,0 +1,171 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Stock says whether the engine is an unmodified containerd beside caissond.
+func (d *Daemon) Stock() bool { return d.opts.Engine == EngineStock }
+
+// stockConfig is the part of containerd's configuration that keeps it in the
+// test's directory. What makes it use Caisson is imported, exactly as
+// `caisson config containerd` prints it.
+const stockConfig = `version = 3
+root = %[1]q
+state = %[2]q
+imports = [%[3]q]
+
+[grpc]
+address = %[4]q
+`
+
+// stockDir is where the containerd beside caissond has its files.
+func (d *Daemon) stockDir() string { return filepath.Join(d.Dir, "containerd") }
+
+// ContainerdConfig is containerd's own configuration file.
+func (d *Daemon) ContainerdConfig() string { return filepath.Join(d.stockDir(), "config.toml") }
+
+// writeStockConfig writes containerd's configuration and lets caisson print
+// its part.
+func (d *Daemon) writeStockConfig() error {
+	if err := os.Mkdir(d.stockDir(), 0o711); err != nil { // containers with user namespaces pass through
+		return err
+	}
+	caisson, err := d.Binary("caisson")
+	if err != nil {
+		return err
+	}
+	printed, err := exec.Command(caisson, "config", "containerd", "--state", d.State).Output()
+	if err != nil {
+		return fmt.Errorf("caisson config containerd: %w", err)
+	}
+	ours := filepath.Join(d.stockDir(), "caisson.toml")
+	if err := os.WriteFile(ours, printed, 0o600); err != nil {
+		return err
+	}
+	text := fmt.Sprintf(stockConfig, d.stockDir()+"/root", d.stockDir()+"/run", ours, d.Address) +
+		strings.Replace(d.isolation(), "netns_mounts_under_state_dir", "restrict_oom_score_adj = true\nnetns_mounts_under_state_dir", 1)
+	return os.WriteFile(d.ContainerdConfig(), []byte(text), 0o600)
+}
+
+// LaunchContainerd starts the containerd beside caissond and does not wait.
+func (d *Daemon) LaunchContainerd() error {
+	path, err := d.Binary(d.containerdName())
+	if err != nil {
+		return err
+	}
+	args := append(slices.Clone(d.opts.Under), path, "--config", d.ContainerdConfig(), "--log-level", "debug")
+	cmd := exec.Command(args[0], args[1:]...)
+	cmd.Dir = d.Dir
+	cmd.Env = slices.Concat(d.environ(), d.shimEnv(), d.opts.Env)
+	return d.containerd.launch(cmd)
+}
+
+func (d *Daemon) containerdName() string {
+	if d.opts.Containerd != "" {
+		return d.opts.Containerd
+	}
+	return "containerd"
+}
+
+// shimEnv tells containerd-shim-caisson-v2 where this test's daemon is, and with
+// what to start one.
+func (d *Daemon) shimEnv() []string {
+	if d.opts.Under != nil {
+		return nil // there, the default directories are the test's own
+	}
+	return []string{"CAISSON_SHIM_SOCKET=" + d.State + "/shim.sock", "CAISSON_SHIM_CONFIG=" + d.ConfigFile}
+}
+
+// StartContainerd starts the containerd beside caissond and returns when CRI
+// answers.
+func (d *Daemon) StartContainerd(ctx context.Context) error {
+	if err := d.LaunchContainerd(); err != nil {
+		return err
+	}
+	if err := d.ready(ctx, &d.containerd); err != nil {
+		return errors.Join(err, d.KillContainerd())
+	}
+	return nil
+}
+
+// KillContainerd ends the containerd beside caissond with SIGKILL.
+func (d *Daemon) KillContainerd() error { return d.containerd.kill() }
+
+// StopContainerd ends the containerd beside caissond with SIGTERM.
+func (d *Daemon) StopContainerd(ctx context.Context) error { return d.containerd.stop(ctx) }
+
+// ContainerdPid is the process of the containerd beside caissond.
+func (d *Daemon) ContainerdPid() int { return d.containerd.running.Process.Pid }
+
+// sandboxerReady waits until a caissond without an engine listens.
+func (d *Daemon) sandboxerReady(ctx context.Context) error {
+	return Poll(ctx, startLimit, func() error {
+		select {
+		case <-d.caissond.exited:
+			return fmt.Errorf("caissond ended while it started (%w):\n%s", errorOr(d.caissond.exitErr, "exit code 0"), d.LogTail(2000))
+		default:
+		}
+		conn, err := net.Dial("unix", filepath.Join(d.State, "shim.sock")) // the last that is opened
+		if err != nil {
+			return err
+		}
+		return conn.Close()
+	})
+}
+
+// Started is the pid of the caissond that holds the state directory, whoever
+// started it; 0 if none does.
+func (d *Daemon) Started() (int, error) {
+	f, err := os.Open(filepath.Join(d.State, "lock"))
+	if errors.Is(err, os.ErrNotExist) {
+		return 0, nil
+	}
+	if err != nil {
+		return 0, err
+	}
+	defer f.Close()
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_SH|unix.LOCK_NB); err == nil {
+		return 0, nil // nobody holds it; ours goes with the file
+	}
+	text := make([]byte, 20)
+	n, _ := f.ReadAt(text, 0) // it is shorter than that
+	return strconv.Atoi(strings.TrimSpace(string(text[:n])))
+}
+
+// stopStarted ends a daemon that a shim binary has started, which is nobody's
+// child.
+func (d *Daemon) stopStarted(ctx context.Context) error {
+	pid, err := d.Started()
+	if err != nil || pid == 0 {
+		return err
+	}
+	if err := unix.Kill(pid, unix.SIGTERM); err != nil {
+		return fmt.Errorf("stop the daemon that a shim started: %w", err)
+	}
+	return Poll(ctx, stopLimit, func() error {
+		if other, err := d.Started(); err != nil || other != 0 {
+			return errors.Join(err, fmt.Errorf("caissond %d, which a shim started, does not stop", other))
+		}
+		return nil
+	})
+}
+
+// StopStarted ends the daemon that a shim binary has started, if one has.
+func (d *Daemon) StopStarted() error {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	return d.stopStarted(ctx)
+}

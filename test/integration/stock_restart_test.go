@@ -1,0 +1,344 @@
+package integration
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"syscall"
+	"testing"
+	"time"
+
+	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"caisson/test/daemon"
+	"caisson/test/harness"
+)
+
+// stockPod is a pod that goes through restarts.
+type stockPod struct {
+	id            string
+	cfg           *runtime.PodSandboxConfig
+	writer, ender string // containers
+	writerPid     int
+	enderPid      int
+}
+
+func startStockPod(t *testing.T, h *harness.Host, cri *harness.CRI, network runtime.NamespaceMode) *stockPod {
+	t.Helper()
+	p := &stockPod{cfg: cri.PodConfig(network)}
+	p.id = cri.RunPod(p.cfg)
+	p.writer = cri.RunContainer(p.id, p.cfg, cri.ContainerConfig("writer", `i=0; while [ ! -e /stop ]; do i=$((i+1)); echo line $i; usleep 5000; done; exit 3`))
+	p.ender = cri.RunContainer(p.id, p.cfg, cri.ContainerConfig("ender", "exec sleep 1000"))
+	p.writerPid, p.enderPid = containerPid(t, h, cri, p.writer), containerPid(t, h, cri, p.ender)
+	return p
+}
+
+func containerPid(t *testing.T, h *harness.Host, cri *harness.CRI, id string) int {
+	t.Helper()
+	resp, err := cri.ContainerStatus(h.Context(time.Minute), &runtime.ContainerStatusRequest{ContainerId: id, Verbose: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return verbosePid(t, resp.Info)
+}
+
+func expectReady(t *testing.T, h *harness.Host, cri *harness.CRI, pod string) {
+	t.Helper()
+	status, err := cri.PodSandboxStatus(h.Context(time.Minute), &runtime.PodSandboxStatusRequest{PodSandboxId: pod})
+	if err != nil || status.Status.State != runtime.PodSandboxState_SANDBOX_READY {
+		t.Errorf("pod: %v, %v", status, err)
+	}
+}
+
+// TestStockContainerdRestarts: what runs goes on when a stock containerd is told
+// to stop, or killed, and starts again; one container ends while it is away.
+func TestStockContainerdRestarts(t *testing.T) {
+	for name, end := range map[string]func(*harness.Host) error{
+		"TERM": func(h *harness.Host) error { return h.StopContainerd(h.Context(time.Minute)) },
+		"KILL": func(h *harness.Host) error { return h.KillContainerd() },
+	} {
+		t.Run(name, func(t *testing.T) {
+			h := harness.Start(t, stock)
+			cri := h.CRI()
+			pods := []*stockPod{
+				startStockPod(t, h, cri, runtime.NamespaceMode_POD),
+				startStockPod(t, h, cri, runtime.NamespaceMode_NODE),
+				startStockPod(t, h, cri, runtime.NamespaceMode_POD),
+			}
+			cri.Shell(pods[0].writer, "usleep 100000")
+			if err := end(h); err != nil {
+				t.Fatal(err)
+			}
+			process := pidfd(t, pods[0].enderPid)
+			before := time.Now()
+			kill(t, pods[0].enderPid)
+			awaitEnd(t, h, process)
+			after := time.Now()
+			if err := h.StartContainerd(h.Context(time.Minute)); err != nil {
+				t.Fatal(err)
+			}
+
+			for i, p := range pods {
+				expectReady(t, h, cri, p.id)
+				cri.AwaitState(p.writer, runtime.ContainerState_CONTAINER_RUNNING)
+				if pid := containerPid(t, h, cri, p.writer); pid != p.writerPid {
+					t.Errorf("pid %d was %d before", pid, p.writerPid)
+				}
+				if i == 0 {
+					continue
+				}
+				cri.AwaitState(p.ender, runtime.ContainerState_CONTAINER_RUNNING)
+			}
+			status := cri.AwaitState(pods[0].ender, runtime.ContainerState_CONTAINER_EXITED)
+			finished := time.Unix(0, status.FinishedAt)
+			const tick = 20 * time.Millisecond
+			if status.ExitCode != 137 || finished.Before(before.Add(-tick)) || finished.After(after.Add(tick)) {
+				t.Errorf("exit code %d at %s; it ended between %s and %s", status.ExitCode, finished, before, after)
+			}
+			for _, p := range pods {
+				late := cri.RunContainer(p.id, p.cfg, cri.ContainerConfig("late", "exec sleep 1000"))
+				cri.Shell(late, "true")
+				cri.Shell(p.writer, "usleep 100000; touch /stop")
+				if status := cri.AwaitState(p.writer, runtime.ContainerState_CONTAINER_EXITED); status.ExitCode != 3 {
+					t.Errorf("exit code of the writer %d", status.ExitCode)
+				}
+				checkLog(t, filepath.Join(p.cfg.LogDirectory, "writer.log"))
+			}
+			for _, p := range pods {
+				cri.Remove(p.id)
+			}
+			expectProcesses(t, h, map[string]int{"caissond": 1, "containerd": 1})
+		})
+	}
+}
+
+// TestStockDaemonRestarts: a caissond without containers may go and come back at
+// any time. Its pods stay, and take containers afterwards.
+func TestStockDaemonRestarts(t *testing.T) {
+	h := harness.Start(t, stock)
+	cri := h.CRI()
+	cfg := cri.PodConfig(runtime.NamespaceMode_POD)
+	pod := cri.RunPod(cfg)
+	for _, end := range []func() error{h.Kill, func() error { return h.Stop(h.Context(time.Minute)) }} {
+		if err := end(); err != nil {
+			t.Fatal(err)
+		}
+		h.StartDaemon()
+		// containerd finds the daemon again when it next tries to connect.
+		if err := daemon.Poll(h.Context(time.Minute), 10*time.Second, func() error {
+			other := cri.PodConfig(runtime.NamespaceMode_NODE)
+			resp, err := cri.RunPodSandbox(h.Context(10*time.Second), &runtime.RunPodSandboxRequest{Config: other, RuntimeHandler: harness.Handler})
+			if err == nil {
+				cri.Remove(resp.PodSandboxId)
+			}
+			return err
+		}); err != nil {
+			t.Fatalf("RunPodSandbox after the restart: %v", err)
+		}
+		expectReady(t, h, cri, pod)
+		id := cri.RunContainer(pod, cfg, cri.ContainerConfig("c", "exec sleep 1000"))
+		cri.Shell(id, "true")
+		if _, err := cri.StopContainer(h.Context(time.Minute), &runtime.StopContainerRequest{ContainerId: id}); err != nil {
+			t.Error(err)
+		}
+		if _, err := cri.RemoveContainer(h.Context(time.Minute), &runtime.RemoveContainerRequest{ContainerId: id}); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// TestStockDaemonCrash: a stock containerd takes a broken connection for a
+// container's end. So when the daemon goes away, its containers are lost; what
+// must hold then is that they really end, that they are reported as ended, that
+// their pod can be used and removed, and that nothing is left. Who starts the
+// daemon again, the init system or the shim binary, makes no difference.
+func TestStockDaemonCrash(t *testing.T) {
+	for _, byShim := range []bool{false, true} {
+		t.Run(fmt.Sprintf("started by the shim binary=%t", byShim), func(t *testing.T) {
+			h := harness.Start(t, stock)
+			cri := h.CRI()
+			p := startStockPod(t, h, cri, runtime.NamespaceMode_POD)
+			h.Ctr(append(ctrRun(h, "-d"), harness.Image, "single", "sleep", "1000")...)
+			single, err := loadTask(h, "single")
+			if err != nil {
+				t.Fatal(err)
+			}
+			processes := []int{pidfd(t, p.writerPid), pidfd(t, p.enderPid), pidfd(t, int(single.Pid()))}
+
+			h.Crash()
+			if !byShim {
+				h.StartDaemon()
+			}
+			for _, process := range processes {
+				awaitEnd(t, h, process)
+			}
+			for _, id := range []string{p.writer, p.ender} {
+				status := cri.AwaitState(id, runtime.ContainerState_CONTAINER_EXITED)
+				t.Logf("CRI reports exit code %d, %s", status.ExitCode, status.Reason)
+				if status.ExitCode != 137 && status.ExitCode != 255 {
+					t.Errorf("exit code %d", status.ExitCode)
+				}
+			}
+			pid, err := h.Started()
+			if err != nil || pid == 0 {
+				t.Fatalf("caissond does not run: %v", err)
+			}
+			if !byShim && pid != h.Pid() {
+				t.Error("the shim binary started a daemon beside the one that was started in time")
+			}
+
+			// The pod has outlived its containers; kubelet starts them again in it.
+			expectReady(t, h, cri, p.id)
+			again := cri.ContainerConfig("writer", "exec sleep 1000")
+			again.Metadata.Attempt = 1
+			var id string
+			if err := daemon.Poll(h.Context(time.Minute), 10*time.Second, func() error {
+				created, err := cri.CreateContainer(h.Context(10*time.Second), &runtime.CreateContainerRequest{PodSandboxId: p.id, Config: again, SandboxConfig: p.cfg})
+				if err == nil {
+					id = created.ContainerId
+				}
+				return err // until containerd has found the daemon again
+			}); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := cri.StartContainer(h.Context(time.Minute), &runtime.StartContainerRequest{ContainerId: id}); err != nil {
+				t.Fatal(err)
+			}
+			cri.Shell(id, "true")
+			cri.Remove(p.id)
+			h.Ctr("containers", "rm", "single")
+			expectProcesses(t, h, map[string]int{"caissond": 1, "containerd": 1})
+			if left := stateFiles(t, h); len(left) > 0 {
+				t.Errorf("left in the state directory: %q", left)
+			}
+			if byShim {
+				if log, err := os.ReadFile(filepath.Join(h.State, "caissond.log")); err != nil || len(log) == 0 {
+					t.Errorf("log of the daemon that the shim binary started: %d bytes, %v", len(log), err)
+				}
+			}
+		})
+	}
+}
+
+// TestStockShimStartsDaemon runs containers under a containerd that has nothing
+// but programs in its PATH: in a mount namespace whose /run and /var/lib are
+// empty, so that the default directories are the test's.
+func TestStockShimStartsDaemon(t *testing.T) {
+	lib, err := os.MkdirTemp("", "c")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(lib) })
+	opts := stock
+	opts.Under = []string{"unshare", "-m", "sh", "-c",
+		`mount --make-rprivate / && mount -t tmpfs -o mode=755 run /run && mount --bind ` + lib + ` /var/lib && exec "$0" "$@"`}
+	h := harness.New(t, opts)
+	if err := h.StartContainerd(h.Context(time.Minute)); err != nil {
+		t.Fatal(err)
+	}
+	ns := readlink(t, fmt.Sprintf("/proc/%d/ns/mnt", h.ContainerdPid()))
+	t.Cleanup(func() { endInMountNamespace(t, h, ns) })
+	h.Import("", harness.Image)
+
+	// Several at once get one daemon.
+	done := make(chan harness.Result)
+	const n = 4
+	for i := range n {
+		args := append(ctrRun(h, "--rm"), harness.Image, fmt.Sprintf("c%d", i), "sh", "-c", fmt.Sprintf("echo hello; exit %d", 10+i))
+		cmd, err := h.Command(h.Context(time.Minute), "ctr", args...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		go func() {
+			out, _ := cmd.Output() // the exit code is looked at
+			done <- harness.Result{Code: cmd.ProcessState.ExitCode(), Stdout: string(out)}
+		}()
+	}
+	codes := map[int]bool{}
+	for range n {
+		res := <-done
+		codes[res.Code] = true
+		if res.Stdout != "hello\n" {
+			t.Errorf("exit code %d: %s", res.Code, res.Stdout)
+		}
+	}
+	if len(codes) != n || !codes[10] || !codes[13] {
+		t.Errorf("exit codes %v", codes)
+	}
+	if daemons := inMountNamespace(t, ns)["caissond"]; len(daemons) != 1 {
+		t.Fatalf("daemons: %v", daemons)
+	}
+
+	// The daemon was told where containerd is: the events arrive.
+	ctx := h.In(time.Minute)
+	collect := taskEvents(t, ctx, h.Client(""), "ev")
+	h.Ctr(append(ctrRun(h, "-d"), harness.Image, "ev", "sleep", "1000")...)
+	task, err := loadTask(h, "ev")
+	if err != nil {
+		t.Fatal(err)
+	}
+	process := pidfd(t, int(task.Pid()))
+
+	// And when it dies, the next one ends what it ran.
+	old := inMountNamespace(t, ns)["caissond"][0]
+	kill(t, old)
+	awaitEnd(t, h, process)
+	events, err := collect()
+	if err != nil {
+		t.Errorf("events %q: %v", events, err)
+	}
+	t.Logf("events: %q", events)
+	if daemons := inMountNamespace(t, ns)["caissond"]; len(daemons) != 1 || daemons[0] == old {
+		t.Errorf("daemons: %v, before %d", daemons, old)
+	}
+	h.Ctr("containers", "rm", "ev")
+}
+
+// inMountNamespace lists the processes in a mount namespace by program.
+func inMountNamespace(t *testing.T, ns string) map[string][]int {
+	t.Helper()
+	links, err := filepath.Glob("/proc/[0-9]*/ns/mnt")
+	if err != nil {
+		t.Fatal(err)
+	}
+	found := map[string][]int{}
+	for _, link := range links {
+		if target, err := os.Readlink(link); err != nil || target != ns {
+			continue // another's, or it ended
+		}
+		dir := filepath.Dir(filepath.Dir(link))
+		exe, err := os.Readlink(dir + "/exe")
+		if err != nil {
+			continue
+		}
+		var pid int
+		if _, err := fmt.Sscanf(filepath.Base(dir), "%d", &pid); err != nil {
+			t.Fatal(err)
+		}
+		found[filepath.Base(exe)] = append(found[filepath.Base(exe)], pid)
+	}
+	return found
+}
+
+// endInMountNamespace stops the servers in a mount namespace, which must be all
+// that is left there.
+func endInMountNamespace(t *testing.T, h *harness.Host, ns string) {
+	if err := h.KillContainerd(); err != nil {
+		t.Error(err)
+	}
+	for _, pid := range inMountNamespace(t, ns)["caissond"] {
+		if err := syscall.Kill(pid, syscall.SIGTERM); err != nil {
+			t.Error(err)
+		}
+	}
+	err := daemon.Poll(context.Background(), 10*time.Second, func() error {
+		if rest := inMountNamespace(t, ns); len(rest) > 0 {
+			return fmt.Errorf("still there: %v", rest)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Error(err)
+	}
+}
