@@ -152,11 +152,15 @@ func (r Runtime) Start(ctx context.Context, id, log string) error {
 // cgroup. With force it also ends it. A container that the runtime does not
 // know is no error, so Delete may be repeated.
 func (r Runtime) Delete(ctx context.Context, id, log string, force bool) error {
-	err := r.Explain("delete", log, r.runc(log).Delete(ctx, id, &runc.DeleteOpts{Force: force}))
-	if errdefs.IsNotFound(err) {
+	err := r.runc(log).Delete(ctx, id, &runc.DeleteOpts{Force: force})
+	if err == nil {
 		return nil
 	}
-	return err
+	// Both runtimes keep a directory per container; crun says nothing clearer.
+	if _, e := os.Stat(filepath.Join(r.Root, id)); errors.Is(e, os.ErrNotExist) {
+		return nil
+	}
+	return r.Explain("delete", log, err)
 }
 
 // Update changes the resources of a running container.

@@ -87,3 +87,21 @@ func TestAcceptKeepsRuncsVersion(t *testing.T) {
 		}
 	}
 }
+
+func TestDeleteOfWhatARuntimeDoesNotKnow(t *testing.T) {
+	for _, name := range []string{"runc", "crun"} {
+		t.Run(name, func(t *testing.T) {
+			binary, err := Find(name)
+			if err != nil {
+				t.Skip(err)
+			}
+			dir := t.TempDir()
+			r := Runtime{Binary: binary, Root: filepath.Join(dir, "root")}
+			for _, force := range []bool{false, true} {
+				if err := r.Delete(t.Context(), "none", filepath.Join(dir, "log"), force); err != nil {
+					t.Errorf("force %v: %v", force, err)
+				}
+			}
+		})
+	}
+}
