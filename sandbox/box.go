@@ -164,6 +164,9 @@ func (b *box) context() context.Context {
 }
 
 func (b *box) lock(ctx context.Context) error {
+	if err := ctx.Err(); err != nil {
+		return fmt.Errorf("sandbox %q: %w", b.k.id, err)
+	}
 	select {
 	case b.op <- struct{}{}:
 		return nil
@@ -278,7 +281,7 @@ func (b *box) attach(inst isolation.Instance) {
 	b.inst = inst
 	b.mu.Unlock()
 	b.tasks.Attach(inst.Host(), inst.Exits())
-	b.c.wg.Go(func() {
+	b.c.background(func() {
 		select {
 		case <-inst.Done():
 			b.fallen(inst)

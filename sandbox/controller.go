@@ -72,8 +72,10 @@ type Controller struct {
 	server Server
 	wg     sync.WaitGroup // watchers of sandboxes
 	closed chan struct{}
+	close  func() error
 
-	mu    sync.Mutex // guards boxes
+	mu    sync.Mutex // guards the fields below
+	ended bool       // no new watchers
 	boxes map[key]*box
 }
 
@@ -92,13 +94,18 @@ func (k key) hash() string {
 
 // NewController returns a controller without sandboxes; Load fills it.
 func NewController(cfg Config) *Controller {
-	return &Controller{cfg: cfg, closed: make(chan struct{}), boxes: map[key]*box{}}
+	c := &Controller{cfg: cfg, closed: make(chan struct{}), boxes: map[key]*box{}}
+	c.close = sync.OnceValue(c.letGo)
+	return c
 }
 
-// Close lets go of all sandboxes; they go on running.
-func (c *Controller) Close() error {
+// Close lets go of all sandboxes; they go on running. It may be repeated.
+func (c *Controller) Close() error { return c.close() }
+
+func (c *Controller) letGo() error {
 	close(c.closed)
 	c.mu.Lock()
+	c.ended = true
 	boxes := make([]*box, 0, len(c.boxes))
 	for _, b := range c.boxes {
 		boxes = append(boxes, b)
@@ -110,6 +117,15 @@ func (c *Controller) Close() error {
 	}
 	c.wg.Wait()
 	return errors.Join(errs...)
+}
+
+// background runs what Close waits for; after Close, nothing.
+func (c *Controller) background(f func()) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.ended {
+		c.wg.Go(f)
+	}
 }
 
 func (c *Controller) isolation(name string) (isolation.Isolation, error) {
@@ -159,7 +175,48 @@ func (c *Controller) findAny(ctx context.Context, id string) (*box, error) {
 	return b, nil
 }
 
-// add enters a new box, or returns the one that is there and false.
+// acquire finds a box and holds its op. What it returns was not removed while it
+// waited for that.
+func (c *Controller) acquire(ctx context.Context, id string, find func(context.Context, string) (*box, error)) (*box, error) {
+	b, err := find(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	if err := b.lock(ctx); err != nil {
+		return nil, err
+	}
+	if !c.current(b) {
+		b.unlock()
+		return nil, fmt.Errorf("sandbox %q: %w", id, errdefs.ErrNotFound)
+	}
+	return b, nil
+}
+
+// acquireOrAdd is the same for a box that is made if there is none; fresh tells
+// that it was.
+func (c *Controller) acquireOrAdd(ctx context.Context, k key) (b *box, fresh bool, err error) {
+	for {
+		b, fresh = c.add(k, kindOpen, Reserved)
+		if fresh {
+			return b, true, nil
+		}
+		if err := b.lock(ctx); err != nil {
+			return nil, false, err
+		}
+		if c.current(b) {
+			return b, false, nil
+		}
+		b.unlock()
+	}
+}
+
+func (c *Controller) current(b *box) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.boxes[b.k] == b
+}
+
+// add enters a new box, with op held, or returns the one that is there and false.
 func (c *Controller) add(k key, kind kind, state State) (*box, bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -167,6 +224,7 @@ func (c *Controller) add(k key, kind kind, state State) (*box, bool) {
 		return b, false
 	}
 	b := c.newBox(boxRecord{Namespace: k.namespace, ID: k.id, Kind: kind, State: state, CreatedAt: time.Now()})
+	b.op <- struct{}{}
 	c.boxes[k] = b
 	return b, true
 }

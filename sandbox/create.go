@@ -91,8 +91,8 @@ func (c *Controller) Create(ctx context.Context, sb core.Sandbox, opts ...core.C
 // claim takes the box for a new sandbox, with op held: a fresh one, or one whose
 // endpoint was reserved.
 func (c *Controller) claim(ctx context.Context, k key) (*box, error) {
-	b, _ := c.add(k, kindOpen, Reserved)
-	if err := b.lock(ctx); err != nil {
+	b, _, err := c.acquireOrAdd(ctx, k)
+	if err != nil {
 		return nil, err
 	}
 	if state := b.snapshot().State; state != Reserved {
@@ -153,7 +153,9 @@ func (c *Controller) cgroupOf(k key, s settings) (string, bool) {
 	if parent == "" {
 		parent = c.cfg.Cgroup
 	}
-	return filepath.Join(parent, k.namespace+"."+k.id), true
+	// Two dashes in a row are in no name: without them "a.b" and "c" would share a
+	// cgroup with "a" and "b.c".
+	return filepath.Join(parent, k.namespace+"--"+k.id), true
 }
 
 // runtimeOf finds the OCI runtime in the record's runtime options, "" if they

@@ -19,6 +19,9 @@ import (
 // loadAtOnce bounds how many sandboxes are taken over at the same time.
 const loadAtOnce = 16
 
+// loadTimeout bounds the taking over of one sandbox.
+const loadTimeout = time.Minute
+
 // Load takes over what an earlier daemon left: running sandboxes go on, verbs
 // that it did not finish are finished or undone. The server then serves every
 // sandbox's endpoint. Nothing may be served before Load has returned: a client
@@ -50,7 +53,11 @@ func (c *Controller) loadDir(ctx context.Context, dir string) {
 	err := statefile.Read(filepath.Join(dir, "sandbox.json"), &rec)
 	if errdefs.IsNotFound(err) {
 		// The daemon died before the first record or after the last file.
-		if err := os.Remove(dir); err != nil {
+		err := os.Remove(filepath.Join(dir, "sandbox.json"+statefile.TempSuffix))
+		if err == nil || errors.Is(err, os.ErrNotExist) {
+			err = os.Remove(dir)
+		}
+		if err != nil {
 			log.G(ctx).WithError(err).WithField("path", dir).Warn("directory without a sandbox")
 		}
 		return
@@ -68,7 +75,10 @@ func (c *Controller) loadDir(ctx context.Context, dir string) {
 	c.mu.Unlock()
 	b.op <- struct{}{}
 	defer b.unlock()
-	if err := b.resume(b.context()); err != nil {
+	// One that hangs must not keep the others from being served.
+	bctx, cancel := context.WithTimeout(b.context(), loadTimeout)
+	defer cancel()
+	if err := b.resume(bctx); err != nil {
 		log.G(b.context()).WithError(err).WithField("state", rec.State).Error("sandbox not taken over")
 	}
 }
@@ -88,25 +98,15 @@ func (b *box) resume(ctx context.Context) error {
 		}
 		return b.listen()
 	case Starting:
-		if err := b.reconnect(ctx); err != nil && !gone(err) {
-			return err
-		}
 		return b.remove(ctx)
 	case Ready:
 		err := b.reconnect(ctx)
 		if gone(err) {
 			log.G(ctx).WithError(err).Error("sandbox ended while no daemon was there")
-			if err := b.tasks.Load(ctx, nil); err != nil {
-				return err
-			}
-			b.tasks.Lost(ctx)
 			err = b.end(ctx, 0, 255, "its monitor died while no daemon was there")
 		}
 		return errors.Join(err, b.listen())
 	case Stopping:
-		if err := b.reconnect(ctx); err != nil && !gone(err) {
-			return err
-		}
 		return errors.Join(b.end(ctx, 0, 0, ""), b.listen())
 	case Stopped:
 		err := b.tasks.Load(ctx, nil)
@@ -156,6 +156,7 @@ func (c *Controller) loadRecords(ctx context.Context) error {
 		if !fresh {
 			return nil
 		}
+		defer b.unlock()
 		b.mu.Lock()
 		b.rec.NoFiles = true
 		b.rec.CreatedAt, b.rec.ExitedAt = sb.CreatedAt, time.Now()

@@ -29,27 +29,25 @@ var _ = runtime.Exit{}
 // up on a sandbox that did not start. NotFound; FailedPrecondition: it was
 // started before.
 func (c *Controller) Start(ctx context.Context, sandboxID string) (_ core.ControllerInstance, err error) {
-	b, err := c.find(ctx, sandboxID)
+	b, err := c.acquire(ctx, sandboxID, c.find)
 	if err != nil {
-		return core.ControllerInstance{}, err
-	}
-	if err := b.lock(ctx); err != nil {
 		return core.ControllerInstance{}, err
 	}
 	defer b.unlock()
 	if err := b.move(Starting, nil); err != nil {
 		return core.ControllerInstance{}, err
 	}
-	if err := b.start(ctx); err != nil {
+	err = b.start(ctx)
+	var spec typeurl.Any
+	if err == nil {
+		spec, err = b.spec()
+	}
+	if err != nil {
 		cctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTimeout)
 		defer cancel()
 		return core.ControllerInstance{}, errors.Join(err, b.remove(cctx))
 	}
 	log.G(ctx).WithField("sandbox_id", sandboxID).Info("sandbox started")
-	spec, err := b.spec()
-	if err != nil {
-		return core.ControllerInstance{}, err
-	}
 	rec := b.snapshot()
 	return core.ControllerInstance{
 		SandboxID: sandboxID,

@@ -12,6 +12,7 @@ import (
 
 	"caisson/internal/cgroup"
 	"caisson/internal/isolation"
+	"caisson/internal/task"
 )
 
 const (
@@ -20,6 +21,8 @@ const (
 	stopGrace = 10 * time.Second
 	// cleanupTimeout bounds clean-up that no caller waits for.
 	cleanupTimeout = 30 * time.Second
+	// fallenRetry is the pause between two attempts to clean up when nobody asked.
+	fallenRetry = 5 * time.Second
 )
 
 // Stop ends everything in a sandbox: TERM to its containers, KILL when the
@@ -27,10 +30,6 @@ const (
 // own network go. Its containers' exit statuses can still be asked for. Stopping
 // a stopped sandbox does nothing; a Stop that failed can be repeated.
 func (c *Controller) Stop(ctx context.Context, sandboxID string, opts ...core.StopOpt) error {
-	b, err := c.find(ctx, sandboxID)
-	if err != nil {
-		return err
-	}
 	var o core.StopOptions
 	for _, opt := range opts {
 		opt(&o)
@@ -39,7 +38,8 @@ func (c *Controller) Stop(ctx context.Context, sandboxID string, opts ...core.St
 	if o.Timeout != nil {
 		grace = *o.Timeout
 	}
-	if err := b.lock(ctx); err != nil {
+	b, err := c.acquire(ctx, sandboxID, c.find)
+	if err != nil {
 		return err
 	}
 	defer b.unlock()
@@ -56,14 +56,16 @@ func (b *box) end(ctx context.Context, grace time.Duration, status uint32, reaso
 			return err
 		}
 	}
-	if b.instance() != nil {
-		if err := b.tasks.End(ctx, grace); err != nil {
-			return err
-		}
-		if err := b.takeDown(ctx); err != nil {
-			return err
-		}
+	if err := b.endTasks(ctx, grace); err != nil {
+		return err
 	}
+	// The rest is short, and a caller that gave up gains nothing from half of it.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTimeout)
+	defer cancel()
+	if err := b.takeDown(ctx); err != nil {
+		return err
+	}
+	b.tasks.Lost(ctx) // whatever ended without being seen
 	if err := b.teardownNetwork(ctx); err != nil {
 		return err
 	}
@@ -75,9 +77,35 @@ func (b *box) end(ctx context.Context, grace time.Duration, status uint32, reaso
 	return nil
 }
 
+// endTasks ends the containers, as far as there is somebody who can tell.
+func (b *box) endTasks(ctx context.Context, grace time.Duration) error {
+	if b.instance() == nil {
+		err := b.reconnect(ctx) // A daemon that could not take it over left it alone.
+		if gone(err) {
+			return b.tasks.Load(ctx, nil)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	err := b.tasks.End(ctx, grace)
+	if !errors.Is(err, task.ErrMonitorGone) {
+		return err
+	}
+	select {
+	case <-b.c.closed:
+		return err // The monitor lives on, we have let go of it.
+	default:
+		return nil
+	}
+}
+
 // takeDown ends the walls, with whatever a client hid from us in there.
 func (b *box) takeDown(ctx context.Context) error {
 	inst := b.instance()
+	if inst == nil {
+		return nil
+	}
 	if err := inst.End(ctx); err != nil {
 		return fmt.Errorf("sandbox %q: %w", b.k.id, err)
 	}
@@ -104,39 +132,52 @@ func (b *box) teardownNetwork(ctx context.Context) error {
 // fallen handles walls that fell without a Stop: the holder or the monitor was
 // killed. What still runs in there has no sandbox any more, and is ended too.
 func (b *box) fallen(inst isolation.Instance) {
+	for {
+		select {
+		case b.op <- struct{}{}:
+		case <-b.c.closed:
+			return
+		}
+		err := b.endFallen(inst)
+		b.unlock()
+		if err == nil {
+			return
+		}
+		log.G(b.context()).WithError(err).Error("clean up after a sandbox that ended by itself")
+		select {
+		case <-time.After(fallenRetry):
+		case <-b.done:
+			return
+		case <-b.c.closed:
+			return
+		}
+	}
+}
+
+// endFallen is one attempt of fallen. The caller holds op.
+func (b *box) endFallen(inst isolation.Instance) error {
+	if b.instance() != inst {
+		return nil // A Stop was faster.
+	}
 	ctx, cancel := context.WithTimeout(b.context(), cleanupTimeout)
 	defer cancel()
-	if b.lock(ctx) != nil {
-		return
-	}
-	defer b.unlock()
-	if b.instance() != inst {
-		return // A Stop was faster.
-	}
 	reason, status := "its monitor died", uint32(255)
 	if exit := inst.Exit(); exit != nil {
 		reason = "its holder died"
 		if status = uint32(exit.Status.ExitStatus()); exit.Status.Signaled() {
 			status = 128 + uint32(exit.Status.Signal())
 		}
-	} else {
-		b.tasks.Lost(ctx)
 	}
 	log.G(ctx).WithField("reason", reason).Error("sandbox ended by itself")
-	if err := b.end(ctx, 0, status, reason); err != nil {
-		log.G(ctx).WithError(err).Error("clean up after a sandbox that ended by itself")
-	}
+	return b.end(ctx, 0, status, reason)
 }
 
 // Shutdown removes a sandbox and everything that belongs to it, running or not:
 // processes, mounts, cgroup, network namespace, files, record. A Shutdown that
 // failed can be repeated; NotFound once it is done.
 func (c *Controller) Shutdown(ctx context.Context, sandboxID string) error {
-	b, err := c.find(ctx, sandboxID)
+	b, err := c.acquire(ctx, sandboxID, c.find)
 	if err != nil {
-		return err
-	}
-	if err := b.lock(ctx); err != nil {
 		return err
 	}
 	defer b.unlock()

@@ -2,13 +2,16 @@ package sandbox
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
 
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
+	"golang.org/x/sys/unix"
 
 	"caisson/internal/task"
 )
@@ -30,20 +33,20 @@ func (c *Controller) Endpoint(ctx context.Context, id string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	b, fresh := c.add(k, kindOpen, Reserved)
-	if err := b.lock(ctx); err != nil {
+	b, fresh, err := c.acquireOrAdd(ctx, k)
+	if err != nil {
 		return "", err
 	}
 	defer b.unlock()
 	if fresh {
-		if err := b.save(b.snapshot()); err != nil {
-			c.drop(b)
-			return "", err
-		}
+		err = b.save(b.snapshot())
 	}
-	if err := b.listen(); err != nil {
+	if err == nil {
+		err = b.listen()
+	}
+	if err != nil {
 		if fresh {
-			c.drop(b)
+			err = errors.Join(err, b.forget())
 		}
 		return "", err
 	}
@@ -85,14 +88,11 @@ func (b *box) startSingle(ctx context.Context) error {
 // Release removes what stands for a single container, once that is deleted: the
 // endpoint included. A sandbox stays until Shutdown.
 func (c *Controller) Release(ctx context.Context, sandboxID string) error {
-	b, err := c.findAny(ctx, sandboxID)
+	b, err := c.acquire(ctx, sandboxID, c.findAny)
 	if errdefs.IsNotFound(err) {
 		return nil
 	}
 	if err != nil {
-		return err
-	}
-	if err := b.lock(ctx); err != nil {
 		return err
 	}
 	defer b.unlock()
@@ -139,14 +139,19 @@ func sandboxOf(id, bundle string) (string, error) {
 	if bundle == "" {
 		return id, nil
 	}
-	data, err := os.ReadFile(filepath.Join(bundle, "sandbox"))
+	f, err := os.OpenFile(filepath.Join(bundle, "sandbox"), os.O_RDONLY|unix.O_NONBLOCK, 0)
 	if os.IsNotExist(err) {
 		return id, nil
 	}
 	if err != nil {
 		return "", fmt.Errorf("task %q: %w", id, err)
 	}
-	if name := strings.TrimSpace(string(data)); name != "" && len(name) <= maxSandboxFile {
+	defer f.Close() // only read
+	data, err := io.ReadAll(io.LimitReader(f, maxSandboxFile))
+	if err != nil {
+		return "", fmt.Errorf("task %q: %w", id, err)
+	}
+	if name := strings.TrimSpace(string(data)); name != "" {
 		return name, nil
 	}
 	return id, nil

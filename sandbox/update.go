@@ -30,11 +30,8 @@ const (
 // kubelet's pod is the kubelet's to change. Update may be repeated. NotFound;
 // InvalidArgument: field paths or contents.
 func (c *Controller) Update(ctx context.Context, sandboxID string, sb core.Sandbox, fields ...string) error {
-	b, err := c.find(ctx, sandboxID)
+	b, err := c.acquire(ctx, sandboxID, c.find)
 	if err != nil {
-		return err
-	}
-	if err := b.lock(ctx); err != nil {
 		return err
 	}
 	defer b.unlock()

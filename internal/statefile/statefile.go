@@ -17,13 +17,17 @@ import (
 // maxSize bounds what Read takes in.
 const maxSize = 4 << 20
 
+// TempSuffix ends the name of a record that is being written; one that a killed
+// daemon left is overwritten by the next Write.
+const TempSuffix = ".new"
+
 // Write replaces the record at path.
 func Write(path string, value any) error {
 	data, err := json.Marshal(value)
 	if err != nil {
 		return fmt.Errorf("write %s: %w", path, err)
 	}
-	temp := path + ".new"
+	temp := path + TempSuffix
 	if err := os.WriteFile(temp, data, 0o600); err != nil {
 		return errors.Join(fmt.Errorf("write %s: %w", path, err), remove(temp))
 	}

@@ -31,6 +31,8 @@ type containerRecord struct {
 	Restore *oci.Restore
 	// CheckpointPath and CriuWorkPath are the defaults of Checkpoint.
 	CheckpointPath, CriuWorkPath string
+	// CreatedAt tells it from others that have the same ID at other times.
+	CreatedAt time.Time
 	// IoUID and IoGID own the pipes of the container's processes.
 	IoUID, IoGID uint32
 	// KillAll is set when the container's processes do not end with its init,
@@ -48,6 +50,7 @@ type container struct {
 	execs    map[string]*process
 	ending   bool // init has ended: no exec can start any more
 	paused   bool
+	released bool // nothing runs in the background any more
 	group    *cgroup.Group
 	unwatch  context.CancelFunc // stops the watch for out-of-memory kills
 	watching sync.WaitGroup
@@ -109,26 +112,42 @@ func (c *container) cgroup() (*cgroup.Group, error) {
 // Failing that, the container runs all the same, unobserved, and the log says so.
 func (c *container) watch(ctx context.Context, group *cgroup.Group) {
 	wctx, cancel := context.WithCancel(c.set.context())
-	c.mu.Lock()
-	c.group, c.unwatch = group, cancel
-	c.mu.Unlock()
 	ooms, err := group.WatchOOM(wctx)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.group, c.unwatch = group, cancel
 	if err != nil {
-		log.G(ctx).WithError(err).WithField("container_id", c.ID).Warn("out-of-memory kills of this container will not be reported")
+		log.G(ctx).WithError(err).WithField("container_id", c.ID).Warn("out-of-memory kills of this container will only be reported when it ends")
+		return
+	}
+	if c.released {
+		cancel()
 		return
 	}
 	c.watching.Go(func() {
 		for range ooms {
-			if err := c.set.publish(wctx, "", &events.TaskOOM{ContainerID: c.ID}); err != nil {
-				log.G(ctx).WithError(err).WithField("container_id", c.ID).Error("publish out-of-memory kill")
-			}
+			c.tellOOM(wctx, group)
 		}
 	})
+}
+
+// tellOOM publishes out-of-memory kills that were not published yet.
+func (c *container) tellOOM(ctx context.Context, group *cgroup.Group) {
+	rec := c.init.snapshot()
+	n, err := group.OOMKills()
+	if err != nil || n <= rec.OOMKills {
+		return // The group is gone, or the kills were not this container's.
+	}
+	key := fmt.Sprintf("%s/%d", c.init.key("oom", rec.Serial), n)
+	if err := c.set.publish(ctx, key, &events.TaskOOM{ContainerID: c.ID}); err != nil {
+		log.G(ctx).WithError(err).WithField("container_id", c.ID).Error("publish out-of-memory kill")
+	}
 }
 
 // release ends what the daemon runs for the container, and leaves the container be.
 func (c *container) release() {
 	c.mu.Lock()
+	c.released = true
 	unwatch := c.unwatch
 	c.mu.Unlock()
 	if unwatch != nil {
@@ -150,19 +169,23 @@ func (c *container) initEnded(ctx context.Context) {
 	c.ending = true
 	group, unwatch := c.group, c.unwatch
 	c.mu.Unlock()
-	if c.KillAll && group != nil {
-		kctx, cancel := context.WithTimeout(ctx, killTimeout)
-		if err := group.Kill(kctx); err != nil && !errdefs.IsNotFound(err) {
-			log.G(ctx).WithError(err).WithField("container_id", c.ID).Error("kill what is left of a container")
-		}
-		cancel()
+	if c.KillAll {
+		c.killGroup(ctx)
 	}
+	limit := time.NewTimer(killTimeout)
+	defer limit.Stop()
 	for _, p := range c.allExecs() {
-		p.waitEnded(ctx)
+		if !p.waitEnded(limit.C) {
+			log.G(ctx).WithField("exec", p.String()).Error("outlived its container's init; its exit will be told late")
+			break
+		}
 	}
 	if unwatch != nil {
 		unwatch()
 		c.watching.Wait()
+	}
+	if group != nil {
+		c.tellOOM(ctx, group) // who learns of the exit wants to know its reason
 	}
 }
 
@@ -171,18 +194,24 @@ func (c *container) initEnded(ctx context.Context) {
 const killTimeout = 10 * time.Second
 
 // waitEnded returns when an exec that was started has ended and that has been
-// published, or when it turns out not to have been started.
-func (p *process) waitEnded(ctx context.Context) {
-	p.op <- struct{}{} // a start under way fails or succeeds first
+// published, or when it turns out not to have been started; false if that takes
+// too long.
+func (p *process) waitEnded(limit <-chan time.Time) bool {
+	select {
+	case p.op <- struct{}{}: // a start under way fails or succeeds first
+	case <-limit:
+		return false
+	}
 	state := p.snapshot().State
 	p.unlock()
 	if state != Running {
-		return
+		return true
 	}
 	select {
 	case <-p.done:
-	case <-time.After(killTimeout):
-		log.G(ctx).WithField("exec", p.String()).Error("outlived its container's init; its exit will be told late")
+		return true
+	case <-limit:
+		return false
 	}
 }
 
@@ -220,8 +249,27 @@ func (c *container) save() error {
 	return nil
 }
 
-func (c *container) removeDir() error {
-	if err := os.RemoveAll(c.dir()); err != nil {
+// gravePrefix begins the name of the directory of a container that was deleted;
+// no ID begins so.
+const gravePrefix = "."
+
+func (c *container) grave() string { return c.set.dir(gravePrefix + c.ID) }
+
+// bury takes the container's records away in one step, so that a daemon that
+// dies meanwhile leaves all of them or none. Remove follows.
+func (c *container) bury() error {
+	err := os.RemoveAll(c.grave())
+	if err == nil {
+		err = os.Rename(c.dir(), c.grave())
+	}
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("task %q: %w", c.ID, err)
+	}
+	return nil
+}
+
+func (c *container) removeGrave() error {
+	if err := os.RemoveAll(c.grave()); err != nil {
 		return fmt.Errorf("task %q: %w", c.ID, err)
 	}
 	return nil

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"time"
 
 	"github.com/containerd/containerd/api/events"
 	"github.com/containerd/containerd/api/types/runc/options"
@@ -43,27 +44,27 @@ func (s *Set) Create(ctx context.Context, req CreateRequest) (_ int, err error) 
 	if _, err := s.attached(); err != nil {
 		return 0, err
 	}
+	if err := ctx.Err(); err != nil {
+		return 0, fmt.Errorf("task %q: create: %w", req.ID, err)
+	}
+	ctx, cancel := s.untilEnd(ctx)
+	defer cancel()
 	c, err := s.reserve(req)
 	if err != nil {
 		return 0, err
 	}
 	p := c.init
-	if err := p.lock(ctx); err != nil {
-		return 0, err
-	}
 	defer p.unlock()
 	var steps undo.Stack
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, steps.Run(ctx))
+			err = errors.Join(err, c.abort(ctx, &steps))
 		}
 	}()
-	steps.Add("reservation", func(context.Context) error { s.remove(c); return nil })
 
 	if err := c.join(); err != nil {
 		return 0, err
 	}
-	steps.Add("records", func(context.Context) error { return c.removeDir() })
 	if err := c.save(); err != nil {
 		return 0, err
 	}
@@ -76,6 +77,9 @@ func (s *Set) Create(ctx context.Context, req CreateRequest) (_ int, err error) 
 	}
 	if c.Restore == nil {
 		steps.Add("container", func(ctx context.Context) error {
+			if errdefs.IsAlreadyExists(err) {
+				return nil // The runtime has another container of that ID, not ours to remove.
+			}
 			return c.Runtime.Delete(ctx, c.ID, c.file("undo.log"), true)
 		})
 		if err := c.launch(ctx, p, Created, c.createArgs); err != nil {
@@ -86,6 +90,28 @@ func (s *Set) Create(ctx context.Context, req CreateRequest) (_ int, err error) 
 	}
 	return p.snapshot().Pid, s.publish(ctx, "", c.createEvent(req))
 }
+
+// abort takes back a creation that failed. What cannot be taken back is left as a
+// container that has ended, for Delete to try again. The caller holds op.
+func (c *container) abort(ctx context.Context, steps *undo.Stack) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
+	defer cancel()
+	err := errors.Join(steps.Run(ctx), c.init.dropStdio(ctx))
+	c.release()
+	if err == nil {
+		err = c.bury()
+	}
+	if err != nil {
+		c.init.stop(ctx, unknownExit, time.Now())
+		c.init.finish()
+		return err
+	}
+	c.set.remove(c)
+	return c.removeGrave()
+}
+
+// undoTimeout bounds taking something back, whatever became of the caller.
+const undoTimeout = 30 * time.Second
 
 func (c *container) createEvent(req CreateRequest) *events.TaskCreate {
 	return &events.TaskCreate{
@@ -103,7 +129,7 @@ func (c *container) createEvent(req CreateRequest) *events.TaskCreate {
 	}
 }
 
-// reserve checks a request and enters its container in the set.
+// reserve checks a request and enters its container in the set, with op held.
 func (s *Set) reserve(req CreateRequest) (*container, error) {
 	if err := validID("task", req.ID); err != nil {
 		return nil, err
@@ -121,6 +147,7 @@ func (s *Set) reserve(req CreateRequest) (*container, error) {
 	}
 	rec := containerRecord{
 		ID:             req.ID,
+		CreatedAt:      time.Now(),
 		Bundle:         filepath.Clean(req.Bundle),
 		Runtime:        runtime,
 		Rootfs:         req.Rootfs,
@@ -134,9 +161,13 @@ func (s *Set) reserve(req CreateRequest) (*container, error) {
 	}
 	c := newContainer(s, rec)
 	c.init = newProcess(c, "", req.Stdio, Adding)
+	c.init.op <- struct{}{}
 
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.ending.Err() != nil {
+		return nil, s.errEnding() // End would not know of it.
+	}
 	if _, ok := s.containers[c.ID]; ok {
 		return nil, fmt.Errorf("task %q: %w", c.ID, errdefs.ErrAlreadyExists)
 	}
@@ -203,7 +234,11 @@ func (c *container) join() error {
 	if spec.Process.Terminal != c.init.rec.Stdio.Terminal {
 		return fmt.Errorf("task %q: the request and config.json differ on having a terminal: %w", c.ID, errdefs.ErrInvalidArgument)
 	}
-	if c.set.cfg.Membership(c.ID).Join(spec) {
+	member := c.set.cfg.Membership(c.ID)
+	if c.Runtime.SystemdCgroup {
+		member.Cgroup = "" // systemd names slices and scopes, not paths
+	}
+	if member.Join(spec) {
 		if err := oci.WriteSpec(c.Bundle, spec); err != nil {
 			return fmt.Errorf("task %q: %w", c.ID, err)
 		}
@@ -220,13 +255,15 @@ func (c *container) launch(ctx context.Context, p *process, to State, args comma
 	}
 	group, err := cgroup.OfProcess(started.Pid)
 	if err != nil {
-		return fmt.Errorf("%v: cgroup: %w", p, err)
+		err = fmt.Errorf("%v: cgroup: %w", p, err)
+	} else {
+		kills, _ := group.OOMKills() // none where nobody counts
+		err = p.move(to, func(r *record) {
+			r.Pid, r.Serial, r.CgroupPath, r.OOMKills = started.Pid, started.Serial, group.Path(), kills
+		})
 	}
-	err = p.move(to, func(r *record) {
-		r.Pid, r.Serial, r.CgroupPath = started.Pid, started.Serial, group.Path()
-	})
 	if err != nil {
-		return err
+		return errors.Join(err, p.dropStdio(context.WithoutCancel(ctx)))
 	}
 	c.watch(ctx, group)
 	return nil
@@ -257,14 +294,7 @@ func (p *process) spawn(ctx context.Context, args commandLine) (_ monitor.Proces
 			err = errors.Join(err, steps.Run(ctx))
 		}
 	}()
-	steps.Add("stdio", func(ctx context.Context) error {
-		p.unwatchStdin()
-		if t := p.terminal(); t != nil {
-			t.Close()
-			p.setTerminal(nil)
-		}
-		return host.DropPrefix(ctx, p.keptPrefix())
-	})
+	steps.Add("stdio", p.dropStdio)
 	io, err := p.openIO(ctx, host)
 	if err != nil {
 		return monitor.Process{}, err
@@ -311,12 +341,12 @@ func (p *process) run(ctx context.Context, host isolation.Host, f oci.Files, arg
 	select {
 	case exit, ok = <-end:
 	case <-ctx.Done():
-		err := fmt.Errorf("%v: OCI runtime: %w", p, ctx.Err())
+		err := fmt.Errorf("%v: OCI runtime: %w", p, context.Cause(ctx))
 		return monitor.Process{}, errors.Join(err, stopRuntime(ctx, host, runtime.Serial, end))
 	}
 	switch {
 	case !ok:
-		return monitor.Process{}, fmt.Errorf("%v: %w", p, errMonitorGone)
+		return monitor.Process{}, fmt.Errorf("%v: %w", p, ErrMonitorGone)
 	case exitStatus(exit.Status) != 0:
 		failed := fmt.Errorf("exit status %d", exitStatus(exit.Status))
 		return monitor.Process{}, p.c.Runtime.Explain(verb(p), f.Log, failed)
@@ -326,19 +356,36 @@ func (p *process) run(ctx context.Context, host isolation.Host, f oci.Files, arg
 	return *exit.Adopted, nil
 }
 
-// stopRuntime ends a runtime whose caller gave up: it might still make what the
-// caller undoes.
+// runtimePatience is how long a runtime that nobody needs any more may go on:
+// killed half way, it can leave something behind that nobody knows.
+const runtimePatience = time.Second
+
+// stopRuntime ends a runtime whose caller gave up, and the process it made: it
+// might still make what the caller undoes.
 func stopRuntime(ctx context.Context, host isolation.Host, serial uint64, end <-chan monitor.Exit) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), killTimeout)
 	defer cancel()
-	if err := host.Signal(ctx, serial, unix.SIGKILL); err != nil && !errdefs.IsNotFound(err) {
-		return fmt.Errorf("stop OCI runtime: %w", err)
-	}
-	select {
-	case <-end:
+	kill := func(serial uint64) error {
+		if err := host.Signal(ctx, serial, unix.SIGKILL); err != nil && !errdefs.IsNotFound(err) {
+			return fmt.Errorf("stop OCI runtime: %w", err)
+		}
 		return nil
-	case <-ctx.Done():
-		return fmt.Errorf("stop OCI runtime: %w", ctx.Err())
+	}
+	patience := time.After(runtimePatience)
+	for {
+		select {
+		case exit := <-end:
+			if exit.Adopted == nil {
+				return nil
+			}
+			return kill(exit.Adopted.Serial)
+		case <-patience:
+			if err := kill(serial); err != nil {
+				return err
+			}
+		case <-ctx.Done():
+			return fmt.Errorf("stop OCI runtime: %w", ctx.Err())
+		}
 	}
 }
 

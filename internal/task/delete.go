@@ -30,25 +30,24 @@ func (r record) exit() Exit { return Exit{Pid: r.Pid, Status: r.ExitStatus, At: 
 // included. FailedPrecondition: it still runs. A Delete that failed can be
 // repeated.
 func (s *Set) Delete(ctx context.Context, id, execID string) (Exit, error) {
-	p, err := s.process(id, execID)
+	p, err := s.acquire(ctx, id, execID)
+	if err == nil && p.waits() {
+		err = p.endUnstarted(ctx) // lets op go, since the exit needs it
+		if err == nil {
+			p, err = s.acquire(ctx, id, execID)
+		}
+	}
 	if err != nil {
 		return Exit{}, err
 	}
-	if err := p.lock(ctx); err != nil {
-		return Exit{}, err
-	}
 	defer p.unlock()
-	switch state := p.snapshot().State; {
-	case state == Stopped:
-	case state == Created && (execID != "" || p.snapshot().Pid == 0):
+	switch rec := p.snapshot(); {
+	case rec.State == Stopped:
+	case rec.State == Created && rec.Serial == 0:
 		p.stop(s.context(), 0, time.Time{})
 		p.finish()
-	case state == Created:
-		if err := p.endUnstarted(ctx); err != nil {
-			return Exit{}, err
-		}
 	default:
-		return Exit{}, fmt.Errorf("%v is %s; kill it first: %w", p, state, errdefs.ErrFailedPrecondition)
+		return Exit{}, fmt.Errorf("%v is %s; kill it first: %w", p, rec.State, errdefs.ErrFailedPrecondition)
 	}
 	p.drain(s.context())
 	exit := p.snapshot().exit()
@@ -58,14 +57,20 @@ func (s *Set) Delete(ctx context.Context, id, execID string) (Exit, error) {
 	return exit, p.c.remove(ctx, exit)
 }
 
-// endUnstarted kills an init process that waits to be started. The caller holds
-// op; it is let go for the moment in which the exit is handled.
+// waits tells whether this is an init process that waits to be started.
+func (p *process) waits() bool {
+	rec := p.snapshot()
+	return rec.State == Created && rec.Serial != 0
+}
+
+// endUnstarted kills a process that waits to be started, and returns when its
+// exit was told. The caller holds op, and does not any more afterwards.
 func (p *process) endUnstarted(ctx context.Context) error {
-	if err := p.signal(ctx, unix.SIGKILL); err != nil && !errdefs.IsNotFound(err) {
+	err := p.signal(ctx, unix.SIGKILL)
+	p.unlock()
+	if err != nil && !errdefs.IsNotFound(err) {
 		return err
 	}
-	p.unlock()
-	defer func() { p.op <- struct{}{} }()
 	select {
 	case <-p.done:
 		return nil
@@ -77,23 +82,35 @@ func (p *process) endUnstarted(ctx context.Context) error {
 // remove takes away what is left of a container that has ended. The record goes
 // last, so that what fails before can be repeated.
 func (c *container) remove(ctx context.Context, exit Exit) error {
-	if err := c.Runtime.Delete(ctx, c.ID, c.file("delete.log"), false); err != nil {
+	// What never ran according to us is what Create could not take back.
+	force := c.init.snapshot().Serial == 0
+	if err := c.Runtime.Delete(ctx, c.ID, c.file("delete.log"), force); err != nil {
 		return fmt.Errorf("task %q: %w", c.ID, err)
 	}
 	if err := c.unmountRootfs(); err != nil {
 		return err
 	}
 	c.release()
-	if err := c.removeDir(); err != nil {
+	if err := c.bury(); err != nil {
 		return err
 	}
 	c.set.remove(c)
-	return c.set.publish(ctx, "", &events.TaskDelete{
+	return c.mourn(ctx, exit)
+}
+
+// mourn tells that the container was deleted, and forgets it. If the daemon dies
+// before that, the next one does it.
+func (c *container) mourn(ctx context.Context, exit Exit) error {
+	err := c.set.publish(ctx, c.init.key("delete", 0), &events.TaskDelete{
 		ContainerID: c.ID,
 		Pid:         uint32(exit.Pid),
 		ExitStatus:  exit.Status,
 		ExitedAt:    timestamppb.New(exit.At),
 	})
+	if err != nil {
+		return err
+	}
+	return c.removeGrave()
 }
 
 func (p *process) removeExec() error {

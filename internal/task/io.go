@@ -9,6 +9,7 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
+	"golang.org/x/sys/unix"
 
 	"caisson/internal/isolation"
 	"caisson/internal/monitor"
@@ -96,8 +97,12 @@ func (p *process) onHangup(h *stdio.Hangup) {
 	p.mu.Lock()
 	p.hangup = h
 	p.mu.Unlock()
-	p.c.set.wg.Go(func() {
-		<-h.Done()
+	p.c.set.background(func() {
+		select {
+		case <-h.Done():
+		case <-p.c.set.closing:
+			return
+		}
 		p.mu.Lock()
 		noticed := p.hangup == h
 		p.mu.Unlock()
@@ -137,8 +142,8 @@ func (p *process) closeStdin(ctx context.Context) error {
 // startLogger runs a binary:// logger beside the container: it outlives the
 // daemon, and ends when the container's output does.
 func (p *process) startLogger(ctx context.Context, host isolation.Host, l *stdio.Logger) error {
-	_, err := host.Spawn(ctx, monitor.SpawnRequest{
-		Tag:   "logger:" + p.tag(),
+	logger, err := host.Spawn(ctx, monitor.SpawnRequest{
+		Tag:   loggerTag + p.tag(),
 		Dir:   "/",
 		Args:  l.Args,
 		Env:   l.Env,
@@ -147,8 +152,17 @@ func (p *process) startLogger(ctx context.Context, host isolation.Host, l *stdio
 	if err != nil {
 		return fmt.Errorf("start logger: %w", err)
 	}
-	return l.WaitReady(ctx)
+	if err := l.WaitReady(ctx); err != nil {
+		if e := host.Signal(context.WithoutCancel(ctx), logger.Serial, unix.SIGKILL); e != nil && !errdefs.IsNotFound(e) {
+			err = errors.Join(err, e)
+		}
+		return err
+	}
+	return nil
 }
+
+// loggerTag begins the tags of loggers, and of nothing else: no ID has a colon.
+const loggerTag = "logger:"
 
 // masterStream is the name under which the monitor keeps a terminal.
 const masterStream = "master"

@@ -63,6 +63,8 @@ type record struct {
 	Stdio      stdio.Config
 	// CgroupPath is where the init process runs.
 	CgroupPath string `json:",omitempty"`
+	// OOMKills were counted in that cgroup before the container ran in it.
+	OOMKills uint64 `json:",omitempty"`
 }
 
 // process is the init process of a container or an exec in it.
@@ -125,6 +127,9 @@ func (p *process) String() string {
 
 // lock waits until no other verb works on the process.
 func (p *process) lock(ctx context.Context) error {
+	if err := ctx.Err(); err != nil {
+		return fmt.Errorf("%v: %w", p, err)
+	}
 	select {
 	case p.op <- struct{}{}:
 		return nil
@@ -196,12 +201,32 @@ func (p *process) forget() error {
 func (p *process) ended(e monitor.Exit) {
 	p.op <- struct{}{} // a verb under way is bounded by its own context
 	defer p.unlock()
-	rec := p.snapshot()
-	if rec.Serial != e.Serial {
-		p.c.set.ack(e.Serial)
+	if p.snapshot().Serial != e.Serial || !p.current() {
+		p.c.set.ack(e.Serial) // its start was taken back
 		return
 	}
+	p.settleEnd(e)
+}
+
+// lost handles the end of a process that nobody saw: it was killed.
+func (p *process) lost() {
+	p.op <- struct{}{}
+	defer p.unlock()
+	rec := p.snapshot()
+	if rec.Serial == 0 || rec.State == Stopped {
+		return
+	}
+	p.settleEnd(monitor.Exit{
+		Process:  monitor.Process{Serial: rec.Serial, Pid: rec.Pid},
+		Status:   sigkill, // as wait(2) tells it
+		ExitedAt: time.Now(),
+	})
+}
+
+// settleEnd records an end, tells it, and lets it go. The caller holds op.
+func (p *process) settleEnd(e monitor.Exit) {
 	ctx := p.c.set.context()
+	rec := p.snapshot()
 	if rec.State != Stopped {
 		if p.execID == "" {
 			p.c.initEnded(ctx)
@@ -209,26 +234,37 @@ func (p *process) ended(e monitor.Exit) {
 		p.stop(ctx, exitStatus(e.Status), e.ExitedAt)
 	}
 	if rec.Stdio.Terminal {
-		p.c.set.wg.Go(func() { p.drain(ctx) })
+		p.c.set.background(func() { p.drain(ctx) })
 	}
-	p.publishExit(ctx)
-	p.c.set.ack(e.Serial)
+	if err := p.publishExit(ctx); err != nil {
+		// Not acknowledged: the next daemon is told again, and tries again.
+		log.G(ctx).WithError(err).Error("publish exit")
+	} else {
+		p.c.set.ack(e.Serial)
+	}
 	p.finish()
 }
 
-// stop records the end of the process. A record that cannot be written is
-// logged and kept in memory: the end is a fact.
+// stop records the end of the process.
 func (p *process) stop(ctx context.Context, status uint32, at time.Time) {
 	p.releaseIO(ctx)
-	err := p.move(Stopped, func(r *record) {
+	p.note(ctx, Stopped, func(r *record) {
 		r.ExitStatus, r.ExitedAt = status, at
 	})
-	if err != nil {
-		log.G(ctx).WithError(err).Error("record exit")
-		p.mu.Lock()
-		p.rec.State, p.rec.ExitStatus, p.rec.ExitedAt = Stopped, status, at
-		p.mu.Unlock()
+}
+
+// note records a fact. One that cannot be written is logged and kept in memory;
+// the next daemon finds it out anew.
+func (p *process) note(ctx context.Context, to State, change func(*record)) {
+	err := p.move(to, change)
+	if err == nil {
+		return
 	}
+	log.G(ctx).WithError(err).Error("record the state of a process")
+	p.mu.Lock()
+	p.rec.State = to
+	change(&p.rec)
+	p.mu.Unlock()
 }
 
 // finish wakes those who wait for the process. The caller holds op.
@@ -240,38 +276,67 @@ func (p *process) finish() {
 	}
 }
 
-func (p *process) publishExit(ctx context.Context) {
+// key names an event of the process once and for all: the IDs may be used again.
+func (p *process) key(event string, serial uint64) string {
+	return fmt.Sprintf("%s/%s/%s/%d/%s/%d", event, p.c.set.cfg.Namespace, p.c.ID, p.c.CreatedAt.UnixNano(), p.execID, serial)
+}
+
+// publishStart tells that the process runs.
+func (p *process) publishStart(ctx context.Context, rec record) error {
+	var event any = &events.TaskStart{ContainerID: p.c.ID, Pid: uint32(rec.Pid)}
+	if p.execID != "" {
+		event = &events.TaskExecStarted{ContainerID: p.c.ID, ExecID: p.execID, Pid: uint32(rec.Pid)}
+	}
+	return p.c.set.publish(ctx, p.key("start", rec.Serial), event)
+}
+
+func (p *process) publishExit(ctx context.Context) error {
 	rec := p.snapshot()
 	if rec.Serial == 0 {
-		return // never ran
+		return nil // never ran
 	}
 	id := p.execID
 	if id == "" {
 		id = p.c.ID
 	}
-	key := fmt.Sprintf("exit/%s/%s/%s/%d/%d", p.c.set.cfg.Namespace, p.c.ID, p.execID, rec.Pid, rec.Serial)
-	err := p.c.set.publish(ctx, key, &events.TaskExit{
+	return p.c.set.publish(ctx, p.key("exit", rec.Serial), &events.TaskExit{
 		ContainerID: p.c.ID,
 		ID:          id,
 		Pid:         uint32(rec.Pid),
 		ExitStatus:  rec.ExitStatus,
 		ExitedAt:    timestamppb.New(rec.ExitedAt),
 	})
-	if err != nil {
-		log.G(ctx).WithError(err).Error("publish exit")
-	}
 }
 
 // releaseIO lets the readers of the process's output see its end.
 func (p *process) releaseIO(ctx context.Context) {
 	p.unwatchStdin()
-	host, err := p.c.set.attached()
-	if err != nil {
-		return // The monitor kept the descriptors, and is gone with them.
-	}
-	if err := host.DropPrefix(ctx, p.keptPrefix()); err != nil && !errdefs.IsUnavailable(err) {
+	if err := p.dropKept(ctx); err != nil {
 		log.G(ctx).WithError(err).Warn("release stdio")
 	}
+}
+
+// dropStdio takes back the stdio of a process that was not started.
+func (p *process) dropStdio(ctx context.Context) error {
+	p.unwatchStdin()
+	var err error
+	if t := p.terminal(); t != nil {
+		err = t.Close()
+		p.setTerminal(nil)
+	}
+	return errors.Join(err, p.dropKept(ctx))
+}
+
+// dropKept closes what the monitor keeps for the process.
+func (p *process) dropKept(ctx context.Context) error {
+	host, err := p.c.set.attached()
+	if err != nil {
+		return nil // The monitor is gone, with what it kept.
+	}
+	if err := host.DropPrefix(ctx, p.keptPrefix()); err != nil && !errdefs.IsUnavailable(err) {
+		return fmt.Errorf("%v: release stdio: %w", p, err)
+	}
+	return nil
 }
 
 func exitStatus(ws unix.WaitStatus) uint32 {

@@ -6,11 +6,13 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
+	"golang.org/x/sys/unix"
 
 	"caisson/internal/cgroup"
 	"caisson/internal/isolation"
@@ -32,31 +34,121 @@ func (s *Set) Load(ctx context.Context, host isolation.Host) error {
 	if err != nil {
 		return fmt.Errorf("sandbox %q: %w", s.cfg.SandboxID, err)
 	}
-	alive := map[uint64]monitor.Record{}
-	adopted := map[string]monitor.Record{}
-	if host != nil {
-		records, err := host.List(ctx)
-		if err != nil {
-			return fmt.Errorf("sandbox %q: list processes: %w", s.cfg.SandboxID, err)
-		}
-		for _, r := range records {
-			alive[r.Serial] = r
-			if r.Kind == monitor.Adopted {
-				adopted[r.Tag] = r
-			}
-		}
+	known, err := s.survey(ctx, host)
+	if err != nil {
+		return fmt.Errorf("sandbox %q: %w", s.cfg.SandboxID, err)
 	}
 	s.mu.Lock()
 	s.host = host
 	s.mu.Unlock()
+	unread := map[string]bool{}
 	for _, entry := range entries {
-		c, err := s.loadContainer(entry.Name())
-		if err != nil {
-			// Kept for a person to look at: never remove what cannot be read.
-			log.G(ctx).WithError(err).WithField("container_id", entry.Name()).Error("container not loaded")
+		name := entry.Name()
+		if _, err := s.container(name); err == nil {
+			continue // Load is repeated.
+		}
+		if strings.HasPrefix(name, gravePrefix) {
+			if err := s.loadGrave(ctx, name); err != nil {
+				log.G(ctx).WithError(err).WithField("container_id", name[1:]).Error("forget a deleted container")
+			}
 			continue
 		}
-		s.settle(ctx, c, alive, adopted)
+		c, err := s.loadContainer(name)
+		if err != nil {
+			// Kept for a person to look at: never remove what cannot be read.
+			log.G(ctx).WithError(err).WithField("container_id", name).Error("container not loaded")
+			unread[name] = true
+			continue
+		}
+		s.settle(ctx, c, known)
+	}
+	s.killStrays(ctx, host, known, unread)
+	return nil
+}
+
+// survey is what the monitor knows: its records by serial, and the latest process
+// of each tag that an OCI runtime left behind.
+type survey struct {
+	alive   map[uint64]monitor.Record
+	adopted map[string]monitor.Record
+}
+
+// survey waits until the OCI runtimes that the last daemon started have ended,
+// since what they make belongs to what is settled; those that take long are killed.
+func (s *Set) survey(ctx context.Context, host isolation.Host) (survey, error) {
+	known := survey{alive: map[uint64]monitor.Record{}, adopted: map[string]monitor.Record{}}
+	if host == nil {
+		return known, nil
+	}
+	records, err := host.List(ctx)
+	patience := time.Now().Add(runtimePatience)
+	for pause := time.Millisecond; err == nil; pause = min(2*pause, 50*time.Millisecond) {
+		busy := slices.DeleteFunc(slices.Clone(records), func(r monitor.Record) bool {
+			return !r.Running || r.Kind != monitor.Spawned || strings.HasPrefix(r.Tag, loggerTag)
+		})
+		if len(busy) == 0 {
+			break
+		}
+		if time.Now().After(patience) {
+			for _, r := range busy {
+				if err := host.Signal(ctx, r.Serial, unix.SIGKILL); err != nil && !errdefs.IsNotFound(err) {
+					return known, fmt.Errorf("stop OCI runtime: %w", err)
+				}
+			}
+		}
+		select {
+		case <-time.After(pause):
+			records, err = host.List(ctx)
+		case <-ctx.Done():
+			err = ctx.Err()
+		}
+	}
+	if err != nil {
+		return known, fmt.Errorf("list processes: %w", err)
+	}
+	for _, r := range records {
+		known.alive[r.Serial] = r
+		if r.Kind == monitor.Adopted {
+			known.adopted[r.Tag] = r
+		}
+	}
+	return known, nil
+}
+
+// killStrays ends the processes of containers and execs that are no container's:
+// their start failed as far as anybody was told, or was undone.
+func (s *Set) killStrays(ctx context.Context, host isolation.Host, known survey, unread map[string]bool) {
+	for _, r := range known.alive {
+		id, execID := splitTag(r.Tag)
+		if !r.Running || r.Kind != monitor.Adopted || unread[id] {
+			continue
+		}
+		if p, err := s.process(id, execID); err == nil && p.snapshot().Serial == r.Serial {
+			continue
+		}
+		log.G(ctx).WithField("tag", r.Tag).WithField("pid", r.Pid).Warn("kill a process whose start was not finished")
+		if err := host.Signal(ctx, r.Serial, unix.SIGKILL); err != nil && !errdefs.IsNotFound(err) {
+			log.G(ctx).WithError(err).WithField("tag", r.Tag).Error("kill stray process")
+		}
+	}
+}
+
+// loadGrave finishes what a daemon that died began to delete.
+func (s *Set) loadGrave(ctx context.Context, name string) error {
+	c := newContainer(s, containerRecord{})
+	dir := s.dir(name)
+	var rec record
+	err := statefile.Read(filepath.Join(dir, "container.json"), &c.containerRecord)
+	if err == nil {
+		c.init = newProcess(c, "", stdio.Config{}, Stopped)
+		err = statefile.Read(filepath.Join(dir, "init.json"), &rec)
+	}
+	if err == nil && rec.State == Stopped && gravePrefix+c.ID == name {
+		return c.mourn(ctx, rec.exit())
+	}
+	// Its end was told already, or nobody ever knew of it.
+	if err := os.RemoveAll(dir); err != nil {
+		return fmt.Errorf("task %q: %w", name, err)
 	}
 	return nil
 }
@@ -101,11 +193,17 @@ func loadProcess(c *container, execID string) (*process, error) {
 }
 
 // settle brings a loaded container and the monitor's view of it together.
-func (s *Set) settle(ctx context.Context, c *container, alive map[uint64]monitor.Record, adopted map[string]monitor.Record) {
+func (s *Set) settle(ctx context.Context, c *container, known survey) {
 	ctx = log.WithLogger(ctx, log.G(ctx).WithField("container_id", c.ID))
 	if c.init.rec.State == Adding {
 		log.G(ctx).Info("undo the creation that the last daemon did not finish")
-		err := errors.Join(c.Runtime.Delete(ctx, c.ID, c.file("undo.log"), true), c.unmountRootfs(), s.dropIO(ctx, c.init), c.removeDir())
+		err := errors.Join(c.Runtime.Delete(ctx, c.ID, c.file("undo.log"), true), c.unmountRootfs(), c.init.dropKept(ctx))
+		if err == nil {
+			err = c.bury()
+		}
+		if err == nil {
+			err = c.removeGrave()
+		}
 		if err != nil {
 			log.G(ctx).WithError(err).Error("undo creation")
 		}
@@ -115,28 +213,23 @@ func (s *Set) settle(ctx context.Context, c *container, alive map[uint64]monitor
 	s.containers[c.ID] = c
 	s.mu.Unlock()
 	if c.init.rec.State == Starting {
-		c.init.finishStart(ctx, adopted)
+		c.init.finishStart(ctx, known.adopted)
 	}
 	for _, p := range c.execs {
 		if p.rec.State == Starting {
-			p.finishStart(ctx, adopted)
+			p.finishStart(ctx, known.adopted)
 		}
 	}
 	if c.init.rec.Pid != 0 && c.init.rec.State != Stopped {
 		c.openCgroup(ctx)
+		if _, err := s.attached(); err != nil {
+			c.killGroup(ctx) // Nobody could wait for it any more.
+		}
 	}
 	// Execs first: their exits are told before the container's.
 	for _, p := range append(c.allExecs(), c.init) {
-		p.resume(ctx, alive)
+		p.resume(ctx, known.alive)
 	}
-}
-
-func (s *Set) dropIO(ctx context.Context, p *process) error {
-	host, err := s.attached()
-	if err != nil {
-		return nil
-	}
-	return host.DropPrefix(ctx, p.keptPrefix())
 }
 
 // finishStart decides what became of a start that the last daemon did not see
@@ -157,6 +250,11 @@ func (p *process) finishStart(ctx context.Context, adopted map[string]monitor.Re
 	}
 	if err := p.move(to, change); err != nil {
 		log.G(ctx).WithError(err).Error("recover start")
+	}
+	if to == Running {
+		if err := p.publishStart(ctx, p.snapshot()); err != nil {
+			log.G(ctx).WithError(err).Error("publish start")
+		}
 	}
 }
 

@@ -3,7 +3,6 @@ package task
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"os"
 
@@ -83,10 +82,6 @@ func (s *Set) Stats(_ context.Context, id string) (typeurl.Any, error) {
 // Update changes the limits of a running container. It may be repeated.
 // InvalidArgument: the resources are not OCI's.
 func (s *Set) Update(ctx context.Context, id string, resources typeurl.Any) error {
-	c, err := s.container(id)
-	if err != nil {
-		return err
-	}
 	var limits specs.LinuxResources
 	if resources == nil {
 		return fmt.Errorf("task %q: update: no resources: %w", id, errdefs.ErrInvalidArgument)
@@ -94,11 +89,13 @@ func (s *Set) Update(ctx context.Context, id string, resources typeurl.Any) erro
 	if err := json.Unmarshal(resources.GetValue(), &limits); err != nil {
 		return fmt.Errorf("task %q: update: resources: %w: %w", id, err, errdefs.ErrInvalidArgument)
 	}
-	if err := c.init.lock(ctx); err != nil {
+	p, err := s.acquire(ctx, id, "")
+	if err != nil {
 		return err
 	}
-	defer c.init.unlock()
-	if state := c.init.snapshot().State; state != Running && state != Created {
+	defer p.unlock()
+	c := p.c
+	if state := p.snapshot().State; state != Running && state != Created {
 		return fmt.Errorf("task %q: update: it is %s: %w", id, state, errdefs.ErrFailedPrecondition)
 	}
 	if err := c.Runtime.Update(ctx, id, c.file("update.log"), &limits); err != nil {
@@ -111,10 +108,6 @@ func (s *Set) Update(ctx context.Context, id string, resources typeurl.Any) erro
 // to the one its options name. Options are containerd.runc.v1.CheckpointOptions,
 // or nil. It needs CRIU on the host.
 func (s *Set) Checkpoint(ctx context.Context, id, path string, any typeurl.Any) error {
-	c, err := s.container(id)
-	if err != nil {
-		return err
-	}
 	opts := &options.CheckpointOptions{}
 	if any != nil && any.GetTypeUrl() != "" {
 		value, err := typeurl.UnmarshalAny(any)
@@ -126,11 +119,13 @@ func (s *Set) Checkpoint(ctx context.Context, id, path string, any typeurl.Any) 
 			return fmt.Errorf("task %q: checkpoint: options of type %q, want containerd.runc.v1.CheckpointOptions: %w", id, any.GetTypeUrl(), errdefs.ErrInvalidArgument)
 		}
 	}
-	if err := c.init.lock(ctx); err != nil {
+	p, err := s.acquire(ctx, id, "")
+	if err != nil {
 		return err
 	}
-	defer c.init.unlock()
-	if state := c.init.snapshot().State; state != Running {
+	defer p.unlock()
+	c := p.c
+	if state := p.snapshot().State; state != Running {
 		return fmt.Errorf("task %q: checkpoint: it is %s, not running: %w", id, state, errdefs.ErrFailedPrecondition)
 	}
 	if err := c.checkpoint(ctx, path, opts); err != nil {
@@ -173,7 +168,7 @@ func (c *container) checkpoint(ctx context.Context, path string, opts *options.C
 	if !opts.Exit {
 		actions = append(actions, runc.LeaveRunning)
 	}
-	err := c.Runtime.Checkpoint(ctx, c.ID, c.file("checkpoint.log"), &runc.CheckpointOpts{
+	return c.Runtime.Checkpoint(ctx, c.ID, c.file("checkpoint.log"), &runc.CheckpointOpts{
 		ImagePath:                image,
 		WorkDir:                  work,
 		ParentPath:               opts.ParentPath,
@@ -184,8 +179,4 @@ func (c *container) checkpoint(ctx context.Context, path string, opts *options.C
 		EmptyNamespaces:          opts.EmptyNamespaces,
 		Cgroups:                  mode,
 	}, actions...)
-	if err != nil {
-		return errors.Join(err, errdefs.ErrUnknown)
-	}
-	return nil
 }

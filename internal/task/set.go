@@ -13,9 +13,7 @@ package task
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"os"
 	"path/filepath"
 	"sync"
 
@@ -57,29 +55,39 @@ type Set struct {
 	cfg Config
 	wg  sync.WaitGroup // dispatch and the handling of exits
 
+	ending  context.Context // over once End was called: nothing starts any more
+	end     context.CancelFunc
+	closing chan struct{} // closed by Close
+	gone    chan struct{} // closed when the host is gone
+
 	mu         sync.Mutex // guards the fields below; lock before container.mu
 	host       isolation.Host
+	closed     bool // nothing runs in the background any more
 	containers map[string]*container
 	runs       map[string]chan monitor.Exit // runtimes that somebody waits for, by tag
 }
 
 // NewSet returns an empty set. Nothing can be created in it before Attach.
 func NewSet(cfg Config) *Set {
-	return &Set{
+	s := &Set{
 		cfg:        cfg,
+		closing:    make(chan struct{}),
+		gone:       make(chan struct{}),
 		containers: map[string]*container{},
 		runs:       map[string]chan monitor.Exit{},
 	}
+	s.ending, s.end = context.WithCancel(context.Background())
+	return s
 }
 
 // Attach gives the set the place where its processes run, and starts to handle
 // their exits, those that are owed from before included. It ends with exits;
-// Close waits for that.
+// Close waits for that. It is called once.
 func (s *Set) Attach(host isolation.Host, exits <-chan monitor.Exit) {
 	s.mu.Lock()
 	s.host = host
 	s.mu.Unlock()
-	s.wg.Go(func() {
+	s.background(func() {
 		for e := range exits {
 			s.dispatch(e)
 		}
@@ -87,10 +95,34 @@ func (s *Set) Attach(host isolation.Host, exits <-chan monitor.Exit) {
 	})
 }
 
+// background runs what Close waits for; after Close, nothing.
+func (s *Set) background(f func()) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.closed {
+		s.wg.Go(f)
+	}
+}
+
+// untilEnd returns the context of a call that End cuts short.
+func (s *Set) untilEnd(ctx context.Context) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	stop := context.AfterFunc(s.ending, func() { cancel(s.errEnding()) })
+	return ctx, func() { stop(); cancel(nil) }
+}
+
+func (s *Set) errEnding() error {
+	return fmt.Errorf("sandbox %q is stopping: %w", s.cfg.SandboxID, errdefs.ErrFailedPrecondition)
+}
+
 // Close ends what the daemon runs for the set, and returns when that has ended.
-// The instance behind the set must be closed before.
+// The instance behind the set must be closed before. It may be repeated.
 func (s *Set) Close() {
 	s.mu.Lock()
+	if !s.closed {
+		s.closed = true
+		close(s.closing)
+	}
 	all := s.allLocked()
 	s.mu.Unlock()
 	for _, c := range all {
@@ -164,6 +196,29 @@ func (s *Set) process(id, execID string) (*process, error) {
 	return c.process(execID)
 }
 
+// acquire finds a process and holds its op. What it returns was not deleted while
+// it waited for that.
+func (s *Set) acquire(ctx context.Context, id, execID string) (*process, error) {
+	p, err := s.process(id, execID)
+	if err != nil {
+		return nil, err
+	}
+	if err := p.lock(ctx); err != nil {
+		return nil, err
+	}
+	if !p.current() {
+		p.unlock()
+		return nil, fmt.Errorf("%v: %w", p, errdefs.ErrNotFound)
+	}
+	return p, nil
+}
+
+// current tells whether the process is still what its IDs name.
+func (p *process) current() bool {
+	now, err := p.c.set.process(p.c.ID, p.execID)
+	return err == nil && now == p
+}
+
 // dispatch routes the end of one process. Handlers run on their own, since an
 // exit waits for the verb that is under way on its process.
 func (s *Set) dispatch(e monitor.Exit) {
@@ -178,7 +233,7 @@ func (s *Set) dispatch(e monitor.Exit) {
 		s.ack(e.Serial)
 		return
 	}
-	s.wg.Go(func() { p.ended(e) })
+	s.background(func() { p.ended(e) })
 }
 
 // runEnded hands the end of an OCI runtime to who waits for it. Those of loggers
@@ -199,7 +254,7 @@ func (s *Set) expect(tag string) (<-chan monitor.Exit, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.host == nil {
-		return nil, errMonitorGone
+		return nil, ErrMonitorGone
 	}
 	ch := make(chan monitor.Exit, 1)
 	s.runs[tag] = ch
@@ -212,7 +267,9 @@ func (s *Set) unexpect(tag string) {
 	s.mu.Unlock()
 }
 
-var errMonitorGone = fmt.Errorf("the sandbox's monitor is gone: %w", errdefs.ErrUnavailable)
+// ErrMonitorGone says that nobody can start, signal or watch a process of the
+// sandbox any more. Lost settles what ran.
+var ErrMonitorGone = fmt.Errorf("the sandbox's monitor is gone: %w", errdefs.ErrUnavailable)
 
 // abandon is called when the monitor is gone: nobody can start anything here
 // any more, and who waits for a runtime waits in vain.
@@ -224,6 +281,7 @@ func (s *Set) abandon() {
 		delete(s.runs, tag)
 	}
 	s.mu.Unlock()
+	close(s.gone)
 }
 
 func (s *Set) ack(serial uint64) {
@@ -251,14 +309,6 @@ func (s *Set) publish(ctx context.Context, key string, event any) error {
 func validID(kind, id string) error {
 	if err := identifiers.Validate(id); err != nil {
 		return fmt.Errorf("%s ID %q: %w", kind, id, err)
-	}
-	return nil
-}
-
-// Remove deletes the directory of all tasks. The set must be empty or closed.
-func (s *Set) Remove() error {
-	if err := os.RemoveAll(filepath.Join(s.cfg.Dir, "t")); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return fmt.Errorf("sandbox %q: remove tasks: %w", s.cfg.SandboxID, err)
 	}
 	return nil
 }

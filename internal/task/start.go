@@ -8,6 +8,7 @@ import (
 
 	"github.com/containerd/containerd/api/events"
 	"github.com/containerd/errdefs"
+	"github.com/containerd/log"
 	"github.com/containerd/typeurl/v2"
 
 	"caisson/internal/oci"
@@ -20,14 +21,13 @@ import (
 // container whose init does not run. A failed start leaves a container created,
 // and an exec stopped.
 func (s *Set) Start(ctx context.Context, id, execID string) (int, error) {
-	p, err := s.process(id, execID)
+	p, err := s.acquire(ctx, id, execID)
 	if err != nil {
 		return 0, err
 	}
-	if err := p.lock(ctx); err != nil {
-		return 0, err
-	}
 	defer p.unlock()
+	ctx, cancel := s.untilEnd(ctx)
+	defer cancel()
 	if err := p.move(Starting, nil); err != nil {
 		return 0, err
 	}
@@ -44,14 +44,26 @@ func (p *process) startInit(ctx context.Context) (int, error) {
 		if err = c.launch(ctx, p, Running, c.restoreArgs); err != nil {
 			err = errors.Join(err, c.Runtime.Delete(context.WithoutCancel(ctx), c.ID, c.file("undo.log"), true))
 		}
-	} else if err = c.Runtime.Start(ctx, c.ID, c.log("")); err == nil {
-		err = p.move(Running, nil)
+	} else {
+		err = c.Runtime.Start(ctx, c.ID, c.log(""))
 	}
 	if err != nil {
 		return 0, errors.Join(fmt.Errorf("%v: start: %w", p, err), p.move(Created, nil))
 	}
-	pid := p.snapshot().Pid
-	return pid, c.set.publish(ctx, "", &events.TaskStart{ContainerID: c.ID, Pid: uint32(pid)})
+	return p.runs(ctx, p.snapshot()), nil
+}
+
+// runs tells that a process was started, and records it, in this order: a daemon
+// that dies in between tells it again, and the journal keeps one of the two. The
+// process is a fact, so nothing can fail any more.
+func (p *process) runs(ctx context.Context, rec record) (pid int) {
+	if err := p.publishStart(ctx, rec); err != nil {
+		log.G(ctx).WithError(err).Error("publish start")
+	}
+	if p.snapshot().State != Running {
+		p.note(ctx, Running, func(r *record) { r.Pid, r.Serial = rec.Pid, rec.Serial })
+	}
+	return rec.Pid
 }
 
 func (p *process) startExec(ctx context.Context) (int, error) {
@@ -62,10 +74,13 @@ func (p *process) startExec(ctx context.Context) (int, error) {
 		return 0, err
 	}
 	c.mu.Lock()
-	ending := c.ending
+	ending, paused := c.ending, c.paused
 	c.mu.Unlock()
 	if ending || c.init.snapshot().State != Running {
 		return fail(fmt.Errorf("%v: the container does not run: %w", p, errdefs.ErrFailedPrecondition))
+	}
+	if paused { // The runtime would wait for it.
+		return fail(fmt.Errorf("%v: the container is paused: %w", p, errdefs.ErrFailedPrecondition))
 	}
 	started, err := p.spawn(ctx, func(f oci.Files) []string {
 		return c.Runtime.ExecArgs(c.ID, p.specPath(), f)
@@ -73,14 +88,9 @@ func (p *process) startExec(ctx context.Context) (int, error) {
 	if err != nil {
 		return fail(err)
 	}
-	if err := p.move(Running, func(r *record) { r.Pid, r.Serial = started.Pid, started.Serial }); err != nil {
-		return 0, err
-	}
-	return started.Pid, c.set.publish(ctx, "", &events.TaskExecStarted{
-		ContainerID: c.ID,
-		ExecID:      p.execID,
-		Pid:         uint32(started.Pid),
-	})
+	rec := p.snapshot()
+	rec.Pid, rec.Serial = started.Pid, started.Serial
+	return p.runs(ctx, rec), nil
 }
 
 // ExecRequest describes one more process in a container.
@@ -106,6 +116,8 @@ func (s *Set) Exec(ctx context.Context, req ExecRequest) error {
 	if err != nil {
 		return err
 	}
+	p.op <- struct{}{} // nobody starts or deletes it before it is written down
+	defer p.unlock()
 	c.mu.Lock()
 	_, exists := c.execs[p.execID]
 	ending := c.ending

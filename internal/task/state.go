@@ -2,13 +2,14 @@ package task
 
 import (
 	"context"
+	"errors"
 	"fmt"
-	"time"
 
 	"github.com/containerd/containerd/api/events"
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
+	"caisson/internal/cgroup"
 	"caisson/internal/stdio"
 )
 
@@ -102,6 +103,9 @@ func (s *Set) Kill(ctx context.Context, id, execID string, signal uint32, all bo
 	if err := p.signal(ctx, sig); err != nil {
 		return err
 	}
+	if execID != "" {
+		return nil // An exec does not end the pause of all the others.
+	}
 	return p.c.thawToDie(ctx, sig)
 }
 
@@ -138,20 +142,48 @@ func (c *container) killAll(ctx context.Context, sig unix.Signal) error {
 		}
 		return nil
 	}
+	err = signalGroup(group, c.init.snapshot().Pid, sig)
+	if errdefs.IsNotFound(err) {
+		return nil
+	}
+	return err
+}
+
+// signalGroup sends a signal to every process in a group but one. A pid is held by
+// a pidfd before the group is looked at once more: what is still listed then is
+// the process that was meant, and not one that got its number since.
+func signalGroup(group *cgroup.Group, except int, sig unix.Signal) error {
 	pids, err := group.Pids()
-	if err != nil && !errdefs.IsNotFound(err) {
+	if err != nil {
 		return err
 	}
-	init := c.init.snapshot().Pid
-	for _, pid := range pids {
-		if pid == init {
-			continue
+	held := map[int]int{}
+	defer func() {
+		for _, fd := range held {
+			unix.Close(fd)
 		}
-		if err := unix.Kill(pid, sig); err != nil && err != unix.ESRCH {
-			return fmt.Errorf("process %d: %w", pid, err)
+	}()
+	for _, pid := range pids {
+		if fd, err := unix.PidfdOpen(pid, 0); err == nil && pid != except {
+			held[pid] = fd
+		} else if err == nil {
+			unix.Close(fd)
 		}
 	}
-	return nil
+	if pids, err = group.Pids(); err != nil {
+		return err
+	}
+	var errs []error
+	for _, pid := range pids {
+		fd, ok := held[pid]
+		if !ok {
+			continue
+		}
+		if err := unix.PidfdSendSignal(fd, sig, nil, 0); err != nil && err != unix.ESRCH {
+			errs = append(errs, fmt.Errorf("process %d: %w", pid, err))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // thawToDie resumes a paused container that was sent SIGKILL: on cgroup v1
@@ -182,14 +214,12 @@ func (s *Set) Resume(ctx context.Context, id string) error {
 }
 
 func (s *Set) freeze(ctx context.Context, id string, frozen bool, event any) error {
-	c, err := s.container(id)
+	p, err := s.acquire(ctx, id, "")
 	if err != nil {
 		return err
 	}
-	if err := c.init.lock(ctx); err != nil {
-		return err
-	}
-	defer c.init.unlock()
+	defer p.unlock()
+	c := p.c
 	st, err := s.State(ctx, id, "")
 	if err != nil {
 		return err
@@ -219,52 +249,4 @@ func (s *Set) freeze(ctx context.Context, id string, frozen bool, event any) err
 	c.paused = frozen
 	c.mu.Unlock()
 	return s.publish(ctx, "", event)
-}
-
-// End stops everything in the set: TERM to each container, KILL when grace is
-// over or the context ends, and returns when all have ended. It may be repeated.
-func (s *Set) End(ctx context.Context, grace time.Duration) error {
-	s.mu.Lock()
-	all := s.allLocked()
-	s.mu.Unlock()
-	if grace > 0 {
-		for _, c := range all {
-			if c.init.snapshot().State == Running {
-				// One that cannot be told gets killed below.
-				_ = s.Kill(ctx, c.ID, "", uint32(unix.SIGTERM), false)
-			}
-		}
-		waitAll(ctx, all, grace)
-	}
-	for _, c := range all {
-		if rec := c.init.snapshot(); rec.State == Stopped || rec.Serial == 0 {
-			continue
-		}
-		if err := s.Kill(ctx, c.ID, "", uint32(unix.SIGKILL), true); err != nil && !errdefs.IsNotFound(err) {
-			return err
-		}
-	}
-	if !waitAll(ctx, all, killTimeout) {
-		return fmt.Errorf("sandbox %q: containers survived SIGKILL for %v: %w", s.cfg.SandboxID, killTimeout, errdefs.ErrUnavailable)
-	}
-	return nil
-}
-
-// waitAll waits until the containers that ever ran have ended.
-func waitAll(ctx context.Context, all []*container, limit time.Duration) bool {
-	timer := time.NewTimer(limit)
-	defer timer.Stop()
-	for _, c := range all {
-		if c.init.snapshot().Serial == 0 {
-			continue
-		}
-		select {
-		case <-c.init.done:
-		case <-timer.C:
-			return false
-		case <-ctx.Done():
-			return false
-		}
-	}
-	return true
 }

@@ -1,0 +1,224 @@
+package sandbox
+
+import (
+	"encoding/json"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"testing"
+
+	"github.com/containerd/errdefs"
+
+	api "caisson/api/caisson/sandbox/v1"
+	"caisson/internal/monitor"
+	"caisson/internal/task"
+)
+
+// rewrite changes a record behind the back of a daemon that is not there.
+func (r *rig) rewrite(path string, change func(rec map[string]any)) {
+	r.t.Helper()
+	data, err := os.ReadFile(path)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	var rec map[string]any
+	if err := json.Unmarshal(data, &rec); err != nil {
+		r.t.Fatal(err)
+	}
+	change(rec)
+	if data, err = json.Marshal(rec); err != nil {
+		r.t.Fatal(err)
+	}
+	if err := os.WriteFile(path, data, 0o600); err != nil {
+		r.t.Fatal(err)
+	}
+}
+
+func (r *rig) path(sandboxID string, names ...string) string {
+	return filepath.Join(append([]string{r.ctl.dir(key{"test", sandboxID})}, names...)...)
+}
+
+// spawn runs a shell command in a sandbox as a daemon does that dies right after.
+func (r *rig) spawn(sandboxID, tag, pidFile, command string) {
+	r.t.Helper()
+	conn, err := monitor.Dial(r.ctx(), r.path(sandboxID))
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	defer conn.Close()
+	_, err = conn.Spawn(r.ctx(), monitor.SpawnRequest{
+		Tag: tag, PidFile: pidFile, Dir: "/", Env: os.Environ(), Args: []string{"/bin/sh", "-c", command},
+	})
+	if err != nil {
+		r.t.Fatal(err)
+	}
+}
+
+func TestRuntimesOfADeadDaemonAreSettled(t *testing.T) {
+	for _, state := range []task.State{task.Starting, task.Stopped} {
+		t.Run(string(state), func(t *testing.T) {
+			r := newRig(t)
+			r.run("sb", &api.Options{})
+			r.container("sb", "c", "busybox sleep 1000")
+			r.exec("sb", "c", "e", "/bin/busybox", "sleep", "1000")
+			r.close()
+			dir := r.path("sb", "t", "c")
+			r.rewrite(filepath.Join(dir, "exec-e.json"), func(rec map[string]any) { rec["State"] = state })
+			pid := filepath.Join(dir, "exec-e.json.pid")
+			r.spawn("sb", "c/e", pid, "sleep 0.3; exec runc --root "+filepath.Join(r.dir, "runc/test")+" exec --detach --process "+
+				filepath.Join(dir, "exec-e.spec")+" --pid-file "+pid+" c")
+			r.open()
+			st, err := r.tasks("sb").State(r.ctx(), "c", "e")
+			if state == task.Starting {
+				if err != nil || st.State != task.Running || st.Pid == 0 {
+					t.Errorf("%+v, %v, want it running", st, err)
+				}
+				if r.count("exec-started e") != 1 {
+					t.Errorf("events %q", r.events.all())
+				}
+				return
+			}
+			r.eventually("no process but the container's own", func() bool {
+				pids, err := r.tasks("sb").Pids(r.ctx(), "c")
+				return err == nil && len(pids) == 1
+			})
+		})
+	}
+}
+
+func TestRuntimeThatStillCreatesIsEnded(t *testing.T) {
+	r := newRig(t)
+	r.run("sb", &api.Options{})
+	bundle := r.bundle("half", "busybox sleep 1000")
+	if _, err := r.tasks("sb").Create(r.ctx(), task.CreateRequest{ID: "half", Bundle: bundle}); err != nil {
+		t.Fatal(err)
+	}
+	r.close()
+	runc := "runc --root " + filepath.Join(r.dir, "runc/test")
+	if out, err := exec.Command("/bin/sh", "-c", runc+" delete --force half").CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	r.rewrite(r.path("sb", "t", "half", "init.json"), func(rec map[string]any) {
+		rec["State"], rec["Pid"], rec["Serial"] = "adding", 0, 0
+	})
+	pid := filepath.Join(r.dir, "half.pid")
+	r.spawn("sb", "half", pid, "sleep 0.3; exec "+runc+" create --bundle "+bundle+" --pid-file "+pid+" half")
+	r.open()
+	if _, err := r.tasks("sb").State(r.ctx(), "half", ""); !errdefs.IsNotFound(err) {
+		t.Errorf("the half-made container is there: %v", err)
+	}
+	if out, err := exec.Command("/bin/sh", "-c", runc+" list -q").CombinedOutput(); err != nil || len(out) > 0 {
+		t.Errorf("the runtime still has %q, %v", out, err)
+	}
+}
+
+func TestDeletionOfADeadDaemonIsTold(t *testing.T) {
+	r := newRig(t)
+	r.run("sb", &api.Options{})
+	r.container("sb", "c", "exit 3")
+	r.wait("sb", "c")
+	r.close()
+	if err := os.Rename(r.path("sb", "t", "c"), r.path("sb", "t", ".c")); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		r.open()
+		if n := r.count("delete c"); n != 1 {
+			t.Errorf("%d deletions told, want 1: %q", n, r.events.all())
+		}
+		if _, err := r.tasks("sb").State(r.ctx(), "c", ""); !errdefs.IsNotFound(err) {
+			t.Errorf("the container is there: %v", err)
+		}
+		if left, err := os.ReadDir(r.path("sb", "t")); err != nil || len(left) > 0 {
+			t.Errorf("left: %v, %v", left, err)
+		}
+		r.close()
+	}
+	r.open()
+}
+
+func TestStartThatADeadDaemonDidNotTell(t *testing.T) {
+	for _, told := range []bool{true, false} {
+		r := newRig(t)
+		r.run("sb", &api.Options{})
+		r.container("sb", "c", "busybox sleep 1000")
+		r.close()
+		r.rewrite(r.path("sb", "t", "c", "init.json"), func(rec map[string]any) { rec["State"] = "starting" })
+		if !told {
+			r.events = &recorder{}
+		}
+		r.open()
+		if n := r.count("start c"); n != 1 {
+			t.Errorf("start told %d times in %q", n, r.events.all())
+		}
+	}
+}
+
+func TestASandboxThatCannotBeTakenOverIsNotCalledStopped(t *testing.T) {
+	r := newRig(t)
+	r.run("sb", &api.Options{})
+	r.container("sb", "c", "busybox sleep 1000")
+	isolation := func(name string) {
+		r.close()
+		r.rewrite(r.path("sb", "sandbox.json"), func(rec map[string]any) { rec["Settings"].(map[string]any)["Isolation"] = name })
+		r.open()
+	}
+	isolation("of another daemon")
+	if err := r.ctl.Stop(r.ctx(), "sb"); err == nil {
+		t.Error("stopped, although nobody can tell")
+	}
+	isolation("")
+	if err := r.ctl.Stop(r.ctx(), "sb"); err != nil {
+		t.Error(err)
+	}
+	if exit := r.wait("sb", "c"); exit.Status != 137 && exit.Status != 143 {
+		t.Errorf("exit %+v", exit)
+	}
+}
+
+func TestDirectoryOfAnUnfinishedFirstRecordGoes(t *testing.T) {
+	r := newRig(t)
+	dir := r.path("never")
+	r.close()
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "sandbox.json.new"), []byte("{"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	r.open()
+	if _, err := os.Stat(dir); !os.IsNotExist(err) {
+		t.Errorf("it is there: %v", err)
+	}
+}
+
+func TestCreateSparesTheContainerOfAnotherSandbox(t *testing.T) {
+	r := newRig(t)
+	r.run("one", &api.Options{})
+	r.run("two", &api.Options{})
+	r.container("one", "c", "busybox sleep 1000")
+	_, err := r.tasks("two").Create(r.ctx(), task.CreateRequest{ID: "c", Bundle: r.bundle("other", "true")})
+	if !errdefs.IsAlreadyExists(err) {
+		t.Errorf("create: %v", err)
+	}
+	if st, err := r.tasks("one").State(r.ctx(), "c", ""); err != nil || st.State != task.Running {
+		t.Errorf("the other one: %+v, %v", st, err)
+	}
+	if events := r.events.all(); slices.ContainsFunc(events, func(e string) bool { return e == "exit c c 137" }) {
+		t.Errorf("events %q", events)
+	}
+}
+
+func TestDeleteIsRepeatedAfterItsFirstStep(t *testing.T) {
+	r := newRig(t)
+	r.run("sb", &api.Options{})
+	r.container("sb", "c", "true")
+	r.wait("sb", "c")
+	if out, err := exec.Command("runc", "--root", filepath.Join(r.dir, "runc/test"), "delete", "c").CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	if _, err := r.tasks("sb").Delete(r.ctx(), "c", ""); err != nil {
+		t.Error(err)
+	}
+}
