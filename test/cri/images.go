@@ -51,7 +51,7 @@ func fill(r *registry, busybox, webserver string) (digest.Digest, error) {
 		e2e + "nginx:1.14-2":   program("nginx", ""),
 		e2e + "httpd:2.4.39-4": program("httpd", "", "80"),
 		e2e + "nonewprivs:1.3": program("nnp", "setuid"),
-		pauseImage:             {Entrypoint: []string{"/bin/sleep", "2147483647"}},
+		pauseImage:             program("pause", ""),
 
 		staging + "hostnet-nginx-" + runtime.GOARCH: program("nginx", "", "12003"),
 		staging + "test-image-user-uid":             user("1002"),

@@ -28,7 +28,7 @@ import (
 
 type options struct {
 	critest, busybox, webserver, out string
-	handler, focus, skip             string
+	engine, handler, focus, skip     string
 	limit                            time.Duration
 }
 
@@ -38,6 +38,7 @@ func main() {
 	flag.StringVar(&o.busybox, "busybox", "build/cri/busybox", "what the images consist of")
 	flag.StringVar(&o.webserver, "webserver", "build/cri/webserver", "stands in for nginx and httpd")
 	flag.StringVar(&o.out, "out", "build/cri", "where the logs and the report go")
+	flag.StringVar(&o.engine, "engine", daemon.EngineEmbedded, "stock for an unmodified containerd beside caissond")
 	flag.StringVar(&o.handler, "handler", "caisson", "CRI's name of the runtime; runc for the reference, which wants containerd-shim-runc-v2 in PATH")
 	flag.StringVar(&o.focus, "focus", "", "run only specs that match this regular expression")
 	flag.StringVar(&o.skip, "skip", "", "leave out specs that match this regular expression")
@@ -130,15 +131,20 @@ func run(ctx context.Context, o options) (err error) {
 	if err != nil {
 		return err
 	}
-	d, err := daemon.New(daemon.Options{
-		NRI: true, HostPorts: true,
-		Config: fmt.Sprintf(config, mirrors, pauseImage),
-	})
+	opts := daemon.Options{Engine: o.engine, NRI: true, HostPorts: true}
+	text := fmt.Sprintf(config, mirrors, pauseImage)
+	if o.engine != daemon.EngineStock {
+		opts.Config = text
+	}
+	d, err := daemon.New(opts)
 	if err != nil {
 		return err
 	}
+	if d.Stock() {
+		err = appendFile(d.ContainerdConfig(), text)
+	}
 	// The root of a pod with a user namespace is another user, and must get through.
-	if err = os.Chmod(d.Dir, 0o711); err == nil {
+	if err = errors.Join(err, os.Chmod(d.Dir, 0o711)); err == nil {
 		err = conform(ctx, d, o, sum.String())
 	}
 	// Interrupted or not, the machine gets back what it gave.
@@ -175,7 +181,12 @@ func conform(ctx context.Context, d *daemon.Daemon, o options, sum string) (err 
 	if err := d.Start(ctx); err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, copyFile(d.LogFile, filepath.Join(o.out, "caissond.log"))) }()
+	defer func() {
+		err = errors.Join(err, copyFile(d.LogFile, filepath.Join(o.out, "caissond.log")))
+		if d.Stock() {
+			err = errors.Join(err, copyFile(filepath.Join(d.Dir, "containerd.log"), filepath.Join(o.out, "containerd.log")))
+		}
+	}()
 
 	report, err := filepath.Abs(filepath.Join(o.out, "report.json"))
 	if err != nil {

@@ -1,13 +1,14 @@
 // Command webserver stands in for nginx and httpd in the images that critest
 // wants: it serves a page and looks, to ps and pidof, like the program whose
 // name it has. Called nnp it prints its effective user instead, for a file that
-// has the set-user-ID bit.
+// has the set-user-ID bit, and called pause it waits for a signal.
 package main
 
 import (
 	"fmt"
 	"net/http"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"strconv"
 	"syscall"
@@ -15,8 +16,14 @@ import (
 
 func main() {
 	name := filepath.Base(os.Args[0])
-	if name == "nnp" {
+	switch name {
+	case "nnp":
 		fmt.Println("Effective uid:", os.Geteuid())
+		return
+	case "pause":
+		ended := make(chan os.Signal, 1)
+		signal.Notify(ended, syscall.SIGINT, syscall.SIGTERM)
+		<-ended
 		return
 	}
 	if err := serve(name); err != nil {
