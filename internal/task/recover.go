@@ -189,6 +189,9 @@ func loadProcess(c *container, execID string) (*process, error) {
 	if errdefs.IsNotFound(err) && execID == "" {
 		return p, nil // The daemon died between the two records of a creation.
 	}
+	if _, known := allowed[p.rec.State]; err == nil && (!known || p.rec.Pid < 0) {
+		err = fmt.Errorf("%v: record of pid %d in state %q: %w", p, p.rec.Pid, p.rec.State, errdefs.ErrDataLoss)
+	}
 	return p, err
 }
 
