@@ -80,6 +80,9 @@ type boxRecord struct {
 	OwnCgroup bool
 	// RuntimeName is the OCI runtime of the sandbox's containers.
 	RuntimeName string
+	// ByShim is set if the sandbox was made at a reserved endpoint, by containerd's
+	// own sandboxer: it gives up on a sandbox as it does on a task, with Cleanup.
+	ByShim bool `json:",omitempty"`
 	// NoFiles is set for a record that outlived its directory: the host restarted.
 	NoFiles bool
 

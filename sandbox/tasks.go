@@ -39,7 +39,9 @@ func (c *Controller) Endpoint(ctx context.Context, id string) (string, error) {
 	}
 	defer b.unlock()
 	if fresh {
-		err = b.save(b.snapshot())
+		rec := b.snapshot()
+		rec.ByShim = true
+		err = b.save(rec)
 	}
 	if err == nil {
 		err = b.listen()
@@ -119,7 +121,7 @@ func (c *Controller) Cleanup(ctx context.Context, id, bundle string) (task.Exit,
 	}
 	exit, err := tasks.Purge(ctx, id)
 	if errdefs.IsNotFound(err) {
-		exit, err = task.UnknownExit(), nil
+		exit, err = c.abandoned(ctx, id, sandboxID)
 	}
 	if err != nil {
 		return task.Exit{}, err
@@ -128,6 +130,31 @@ func (c *Controller) Cleanup(ctx context.Context, id, bundle string) (task.Exit,
 		log.G(ctx).WithError(err).WithField("sandbox_id", sandboxID).Warn("release the sandbox of a container")
 	}
 	return exit, nil
+}
+
+// abandoned removes a sandbox that containerd's own sandboxer made and lost the
+// connection to: it will not ask for it again. Any other sandbox stays.
+func (c *Controller) abandoned(ctx context.Context, id, sandboxID string) (task.Exit, error) {
+	if id != sandboxID {
+		return task.UnknownExit(), nil
+	}
+	b, err := c.acquire(ctx, sandboxID, c.find)
+	if errdefs.IsNotFound(err) {
+		return task.UnknownExit(), nil
+	}
+	if err != nil {
+		return task.Exit{}, err
+	}
+	defer b.unlock()
+	if !b.snapshot().ByShim {
+		return task.UnknownExit(), nil
+	}
+	if err := b.remove(ctx); err != nil {
+		return task.Exit{}, err
+	}
+	log.G(ctx).WithField("sandbox_id", sandboxID).Warn("sandbox removed: containerd gave up on it")
+	rec := b.snapshot()
+	return task.Exit{Status: rec.ExitStatus, At: rec.ExitedAt}, nil
 }
 
 // maxSandboxFile bounds the file that names a container's sandbox.

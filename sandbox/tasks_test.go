@@ -580,3 +580,44 @@ func TestCancelledCreateEndsTheRuntime(t *testing.T) {
 	r.container("sb", "c", "exit 1")
 	r.wait("sb", "c")
 }
+
+func TestCleanupRemovesOnlyTheSandboxesOfContainerdsSandboxer(t *testing.T) {
+	r := newRig(t)
+	ctx := r.ctx()
+	if _, err := r.ctl.Endpoint(ctx, "shimmed"); err != nil {
+		t.Fatal(err)
+	}
+	r.run("shimmed", &api.Options{})
+	r.run("proxied", &api.Options{})
+	r.close()
+	r.open() // it is remembered
+	for _, id := range []string{"shimmed", "proxied"} {
+		if _, err := r.ctl.Cleanup(ctx, id, r.dir); err != nil {
+			t.Errorf("cleanup of %s: %v", id, err)
+		}
+	}
+	if _, err := r.ctl.Status(ctx, "shimmed", false); !errdefs.IsNotFound(err) {
+		t.Errorf("what containerd gave up on is there: %v", err)
+	}
+	if _, err := r.store.Get(ctx, "shimmed"); !errdefs.IsNotFound(err) {
+		t.Errorf("its record is there: %v", err)
+	}
+	if st, err := r.ctl.Status(ctx, "proxied", false); err != nil || st.State != stateReady {
+		t.Errorf("the other sandbox: %+v, %v", st, err)
+	}
+	// A container in a sandbox of its own ID names it in its bundle.
+	if _, err := r.ctl.Endpoint(ctx, "both"); err != nil {
+		t.Fatal(err)
+	}
+	r.run("both", &api.Options{})
+	bundle := t.TempDir()
+	if err := os.WriteFile(filepath.Join(bundle, "sandbox"), []byte("both"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.ctl.Cleanup(ctx, "c", bundle); err != nil {
+		t.Error(err)
+	}
+	if st, err := r.ctl.Status(ctx, "both", false); err != nil || st.State != stateReady {
+		t.Errorf("the sandbox of a container that is gone: %+v, %v", st, err)
+	}
+}
