@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"slices"
@@ -11,6 +12,7 @@ import (
 
 	"github.com/containerd/errdefs"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 )
 
 // Membership is what a container takes over from its sandbox.
@@ -108,17 +110,21 @@ const maxSpec = 16 << 20
 
 // ReadSpec reads config.json of a bundle. InvalidArgument: it is no specification.
 func ReadSpec(bundle string) (*specs.Spec, error) {
-	path := filepath.Join(bundle, "config.json")
-	info, err := os.Stat(path)
+	// A FIFO must not hold up the caller, and a file may grow while it is read.
+	f, err := os.OpenFile(filepath.Join(bundle, "config.json"), os.O_RDONLY|unix.O_NONBLOCK, 0)
 	if err != nil {
 		return nil, fmt.Errorf("bundle %q: %w: %w", bundle, err, errdefs.ErrInvalidArgument)
 	}
-	if info.Size() > maxSpec {
-		return nil, fmt.Errorf("bundle %q: config.json has %d bytes, more than %d: %w", bundle, info.Size(), maxSpec, errdefs.ErrInvalidArgument)
+	defer f.Close() // only read
+	if info, err := f.Stat(); err != nil || !info.Mode().IsRegular() {
+		return nil, errors.Join(fmt.Errorf("bundle %q: config.json is not a regular file: %w", bundle, errdefs.ErrInvalidArgument), err)
 	}
-	data, err := os.ReadFile(path)
+	data, err := io.ReadAll(io.LimitReader(f, maxSpec+1))
 	if err != nil {
 		return nil, fmt.Errorf("bundle %q: %w", bundle, err)
+	}
+	if len(data) > maxSpec {
+		return nil, fmt.Errorf("bundle %q: config.json has more than %d bytes: %w", bundle, maxSpec, errdefs.ErrInvalidArgument)
 	}
 	var spec specs.Spec
 	if err := json.Unmarshal(data, &spec); err != nil {
@@ -141,7 +147,7 @@ func WriteSpec(bundle string, spec *specs.Spec) error {
 	}
 	temp := filepath.Join(bundle, ".config.json.caisson")
 	if err := os.WriteFile(temp, data, 0o600); err != nil {
-		return fmt.Errorf("bundle %q: %w", bundle, err)
+		return errors.Join(fmt.Errorf("bundle %q: %w", bundle, err), os.RemoveAll(temp))
 	}
 	if err := os.Rename(temp, filepath.Join(bundle, "config.json")); err != nil {
 		return errors.Join(fmt.Errorf("bundle %q: %w", bundle, err), os.Remove(temp))

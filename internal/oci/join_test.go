@@ -10,6 +10,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/google/go-cmp/cmp"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 )
 
 // member is a sandbox with its own network, IPC and UTS namespaces.
@@ -201,4 +202,14 @@ func FuzzReadSpec(f *testing.F) {
 			t.Error("joining twice changes the specification twice")
 		}
 	})
+}
+
+func TestReadSpecOfAFIFODoesNotWait(t *testing.T) {
+	bundle := t.TempDir()
+	if err := unix.Mkfifo(filepath.Join(bundle, "config.json"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := ReadSpec(bundle); !errdefs.IsInvalidArgument(err) {
+		t.Errorf("%v, want invalid argument", err)
+	}
 }
