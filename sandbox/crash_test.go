@@ -8,7 +8,9 @@ import (
 	"slices"
 	"testing"
 
+	"github.com/containerd/containerd/api/types/runc/options"
 	"github.com/containerd/errdefs"
+	"github.com/containerd/typeurl/v2"
 
 	api "caisson/api/caisson/sandbox/v1"
 	"caisson/internal/monitor"
@@ -220,5 +222,44 @@ func TestDeleteIsRepeatedAfterItsFirstStep(t *testing.T) {
 	}
 	if _, err := r.tasks("sb").Delete(r.ctx(), "c", ""); err != nil {
 		t.Error(err)
+	}
+}
+
+// What a failed Create cannot take back keeps its name, so that it can be deleted.
+func TestCreateThatCannotBeUndoneIsLeftToDelete(t *testing.T) {
+	r := newRig(t)
+	r.run("sb", &api.Options{})
+	mended, runtime := filepath.Join(r.dir, "mended"), filepath.Join(r.dir, "fake-runc")
+	state := filepath.Join(r.dir, "runc/test/c")
+	script := "#!/bin/sh\ncase \"$*\" in *create*) mkdir -p " + state + "; exit 1;; *delete*) test -e " + mended + " && rmdir " + state + ";; esac\n"
+	if err := os.WriteFile(runtime, []byte(script), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	opts, err := typeurl.MarshalAny(&options.Options{BinaryName: runtime})
+	if err != nil {
+		t.Fatal(err)
+	}
+	tasks := r.tasks("sb")
+	req := task.CreateRequest{ID: "c", Bundle: r.bundle("c", "true"), Options: opts}
+	if _, err := tasks.Create(r.ctx(), req); err == nil {
+		t.Fatal("created")
+	}
+	if st, err := tasks.State(r.ctx(), "c", ""); err != nil || st.State != task.Stopped {
+		t.Errorf("what is left: %+v, %v", st, err)
+	}
+	if _, err := tasks.Create(r.ctx(), req); !errdefs.IsAlreadyExists(err) {
+		t.Errorf("create over it: %v", err)
+	}
+	if _, err := tasks.Delete(r.ctx(), "c", ""); err == nil {
+		t.Error("deleted, although the runtime could not")
+	}
+	if err := os.WriteFile(mended, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := tasks.Delete(r.ctx(), "c", ""); err != nil {
+		t.Error(err)
+	}
+	if n := r.count("exit c c 255"); n != 0 {
+		t.Errorf("an exit was told of what never ran: %q", r.events.all())
 	}
 }
