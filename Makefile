@@ -2,6 +2,7 @@
 # make test   unit and integration tests (root)
 # make build  leaves the binaries in bin/
 # make test-cri CRITEST=path   Kubernetes' conformance suite for the CRI (root)
+# make test-containerd-versions   a smoke test of other versions of containerd (root)
 # The rest: deps lint proto test-vm clean.
 
 SHELL := /bin/bash
@@ -15,7 +16,7 @@ GOBUILD := CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)'
 
 SHIM    := bin/containerd-shim-caisson-v2
 
-.PHONY: build deps monitor shim daemon cli ctr test lint proto demo test-cri test-vm clean
+.PHONY: build deps monitor shim daemon cli ctr test lint proto demo test-cri test-containerd-versions test-vm clean
 
 build: daemon cli shim
 
@@ -69,6 +70,13 @@ test-cri:
 	@CGO_ENABLED=0 $(GO) build -trimpath -o build/cri/webserver ./test/cri/webserver
 	@CGO_ENABLED=0 $(GO) build -o build/cri/test-cri ./test/cri
 	@build/cri/test-cri -critest "$(CRITEST)" $(CRIFLAGS)
+
+# Other versions of containerd than the one in go.mod: a smoke test of each.
+CONTAINERDS ?= v2.0.14 v2.1.9 v2.2.9 v2.3.7
+test-containerd-versions: deps
+	@$(MAKE) --no-print-directory build ctr
+	@script/containerd-versions $(CONTAINERDS)
+	CGO_ENABLED=0 CAISSON_TEST_CONTAINERDS='$(CONTAINERDS)' $(GO) test -count=1 -timeout 20m -v -run TestStockVersions ./test/integration
 
 test-vm: deps
 	@script/deps vm

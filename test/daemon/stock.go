@@ -29,6 +29,12 @@ imports = [%[3]q]
 
 [grpc]
 address = %[4]q
+
+# Caisson without a proxy plugin: containerd's own sandboxer for shims.
+[plugins."io.containerd.cri.v1.runtime".containerd.runtimes.caisson-shim]
+runtime_type = "io.containerd.caisson.v2"
+sandboxer = "shim"
+disable_pause_image_pull = true
 `
 
 // stockDir is where the containerd beside caissond has its files.
@@ -55,8 +61,11 @@ func (d *Daemon) writeStockConfig() error {
 	if err := os.WriteFile(ours, printed, 0o600); err != nil {
 		return err
 	}
-	text := fmt.Sprintf(stockConfig, d.stockDir()+"/root", d.stockDir()+"/run", ours, d.Address) +
-		strings.Replace(d.isolation(), "netns_mounts_under_state_dir", "restrict_oom_score_adj = true\nnetns_mounts_under_state_dir", 1)
+	isolation := strings.Replace(d.isolation(), "netns_mounts_under_state_dir", "restrict_oom_score_adj = true\nnetns_mounts_under_state_dir", 1)
+	if strings.HasPrefix(d.opts.Containerd, "containerd-v2.0.") { // it knows one directory only
+		isolation = strings.Replace(isolation, fmt.Sprintf("bin_dirs = [%q]", CNIBinDir), fmt.Sprintf("bin_dir = %q", CNIBinDir), 1)
+	}
+	text := fmt.Sprintf(stockConfig, d.stockDir()+"/root", d.stockDir()+"/run", ours, d.Address) + isolation
 	return os.WriteFile(d.ContainerdConfig(), []byte(text), 0o600)
 }
 
@@ -130,7 +139,7 @@ func (d *Daemon) sandboxerReady(ctx context.Context) error {
 // started it; 0 if none does.
 func (d *Daemon) Started() (int, error) {
 	f, err := os.Open(filepath.Join(d.State, "lock"))
-	if errors.Is(err, os.ErrNotExist) {
+	if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ENOTDIR) {
 		return 0, nil
 	}
 	if err != nil {

@@ -153,6 +153,7 @@ func TestStockDaemonRestarts(t *testing.T) {
 // must hold then is that they really end, that they are reported as ended, that
 // their pod can be used and removed, and that nothing is left. Who starts the
 // daemon again, the init system or the shim binary, makes no difference.
+// TestStockDaemonAway is the case in which nobody does in time.
 func TestStockDaemonCrash(t *testing.T) {
 	for _, byShim := range []bool{false, true} {
 		t.Run(fmt.Sprintf("started by the shim binary=%t", byShim), func(t *testing.T) {
@@ -218,6 +219,43 @@ func TestStockDaemonCrash(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// TestStockDaemonAway: if no daemon comes back in time, containerd forgets the
+// containers and nobody ends them; removing their pod does.
+func TestStockDaemonAway(t *testing.T) {
+	opts := stock
+	opts.Env = []string{"CAISSON_SHIM_CONFIG="} // the shim binary must not start one
+	h := harness.Start(t, opts)
+	cri := h.CRI()
+	p := startStockPod(t, h, cri, runtime.NamespaceMode_POD)
+	processes := []int{pidfd(t, p.writerPid), pidfd(t, p.enderPid)}
+	h.Crash()
+	for _, id := range []string{p.writer, p.ender} {
+		if status := cri.AwaitState(id, runtime.ContainerState_CONTAINER_EXITED); status.ExitCode != 255 {
+			t.Errorf("exit code %d", status.ExitCode)
+		}
+	}
+	h.StartDaemon()
+	for _, pid := range []int{p.writerPid, p.enderPid} {
+		if err := syscall.Kill(pid, 0); err != nil {
+			t.Errorf("process %d: %v", pid, err)
+		}
+	}
+	if err := daemon.Poll(h.Context(time.Minute), 10*time.Second, func() error {
+		_, err := cri.StopPodSandbox(h.Context(10*time.Second), &runtime.StopPodSandboxRequest{PodSandboxId: p.id})
+		return err // until containerd has found the daemon again
+	}); err != nil {
+		t.Error(err)
+	}
+	for _, process := range processes {
+		awaitEnd(t, h, process)
+	}
+	cri.Remove(p.id)
+	expectProcesses(t, h, map[string]int{"caissond": 1, "containerd": 1})
+	if left := stateFiles(t, h); len(left) > 0 {
+		t.Errorf("left in the state directory: %q", left)
 	}
 }
 

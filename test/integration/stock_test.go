@@ -100,3 +100,31 @@ func TestStockDoctor(t *testing.T) {
 		t.Errorf("with another state directory: exit code %d:\n%s%s", res.Code, res.Stdout, res.Stderr)
 	}
 }
+
+// TestStockShimSandboxer runs a pod through containerd's own sandboxer for
+// shims, which needs no proxy plugin.
+func TestStockShimSandboxer(t *testing.T) {
+	h := harness.Start(t, stock)
+	cri := h.CRI()
+	for name, mode := range modes {
+		t.Run(name, func(t *testing.T) {
+			cfg := cri.PodConfig(mode)
+			resp, err := cri.RunPodSandbox(h.Context(time.Minute), &runtime.RunPodSandboxRequest{Config: cfg, RuntimeHandler: "caisson-shim"})
+			if err != nil {
+				t.Fatal(err)
+			}
+			expectReady(t, h, cri, resp.PodSandboxId)
+			a := cri.RunContainer(resp.PodSandboxId, cfg, cri.ContainerConfig("a", "exec sleep 1000"))
+			b := cri.RunContainer(resp.PodSandboxId, cfg, cri.ContainerConfig("b", "exec sleep 1000"))
+			const look = "readlink /proc/self/ns/net; readlink /proc/self/ns/ipc; hostname; cat /etc/hostname"
+			if one, two := cri.Shell(a, look), cri.Shell(b, look); one != two {
+				t.Errorf("the containers see different pods:\n%s\n%s", one, two)
+			}
+			cri.Remove(resp.PodSandboxId)
+			expectProcesses(t, h, map[string]int{"caissond": 1, "containerd": 1})
+			if left := stateFiles(t, h); len(left) > 0 {
+				t.Errorf("left in the state directory: %q", left)
+			}
+		})
+	}
+}
