@@ -414,6 +414,25 @@ func TestCreateRefusesBadInputAndLeavesNothing(t *testing.T) {
 	}
 }
 
+func TestClientsOwnRecordIsTaken(t *testing.T) {
+	r := newRig(t)
+	ctx := r.ctx()
+	sb := core.Sandbox{ID: "sb", Labels: map[string]string{"by": "client"}, Runtime: core.RuntimeOpts{Name: runtimeType}}
+	if _, err := r.store.Create(ctx, sb); err != nil {
+		t.Fatal(err)
+	}
+	r.run("sb", &api.Options{})
+	if err := r.ctl.Shutdown(ctx, "sb"); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := r.store.Get(ctx, "sb"); err != nil || got.Labels["by"] != "client" {
+		t.Errorf("the client's record: %+v, %v", got, err)
+	}
+	if err := r.store.Delete(ctx, "sb"); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestFailedStartLeavesNothing(t *testing.T) {
 	r := newRig(t)
 	err := r.ctl.Create(r.ctx(), core.Sandbox{ID: "sb"}, core.WithNetNSPath(filepath.Join(r.dir, "none")))

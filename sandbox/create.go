@@ -61,21 +61,20 @@ func (c *Controller) Create(ctx context.Context, sb core.Sandbox, opts ...core.C
 	}()
 	steps.Add("reservation", func(context.Context) error { return b.unclaim() })
 
+	_, unknown := c.cfg.Store.Get(ctx, sb.ID)
 	err = b.move(Creating, func(r *boxRecord) {
 		r.Kind, r.Settings, r.RuntimeName = kindSandbox, s, runtime
+		r.ClientsRecord = unknown == nil
 		r.NetNSPath, r.Rootfs = o.NetNSPath, o.Rootfs
 		r.Cgroup, r.OwnCgroup = c.cgroupOf(k, s)
 	})
 	if err != nil {
 		return err
 	}
-	if sb.Runtime.Name == "" {
-		sb.Runtime.Name = runtimeType
-	}
-	if _, err = c.cfg.Store.Create(ctx, sb); err != nil {
+	if err = b.createRecord(ctx, sb); err != nil {
 		return err
 	}
-	steps.Add("record", func(ctx context.Context) error { return c.cfg.Store.Delete(ctx, sb.ID) })
+	steps.Add("record", b.deleteRecord)
 	steps.Add("cgroup", b.removeCgroup)
 	steps.Add("files", func(context.Context) error { return b.unmountFiles() })
 	if err = b.prepare(); err != nil {
@@ -85,6 +84,30 @@ func (c *Controller) Create(ctx context.Context, sb core.Sandbox, opts ...core.C
 		return err
 	}
 	log.G(ctx).WithField("sandbox_id", sb.ID).Info("sandbox created")
+	return nil
+}
+
+// createRecord writes the sandbox's record, unless its client has done so: one
+// that uses our Store as containerd's clients use theirs does that first.
+func (b *box) createRecord(ctx context.Context, sb core.Sandbox) error {
+	if b.snapshot().ClientsRecord {
+		return nil
+	}
+	if sb.Runtime.Name == "" {
+		sb.Runtime.Name = runtimeType
+	}
+	_, err := b.c.cfg.Store.Create(ctx, sb)
+	return err
+}
+
+// deleteRecord deletes the record that createRecord wrote. It may be repeated.
+func (b *box) deleteRecord(ctx context.Context) error {
+	if b.snapshot().ClientsRecord {
+		return nil
+	}
+	if err := b.c.cfg.Store.Delete(ctx, b.k.id); err != nil && !errdefs.IsNotFound(err) {
+		return err
+	}
 	return nil
 }
 

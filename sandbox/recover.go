@@ -141,7 +141,7 @@ func (b *box) undoCreate(ctx context.Context) error {
 	if err := b.removeCgroup(ctx); err != nil {
 		return err
 	}
-	if err := b.c.cfg.Store.Delete(ctx, b.k.id); err != nil && !errdefs.IsNotFound(err) {
+	if err := b.deleteRecord(ctx); err != nil {
 		return err
 	}
 	return b.forget()

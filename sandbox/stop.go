@@ -213,7 +213,7 @@ func (b *box) remove(ctx context.Context) error {
 		}
 	}
 	if rec.Kind == kindSandbox {
-		if err := b.c.cfg.Store.Delete(ctx, rec.ID); err != nil && !errdefs.IsNotFound(err) {
+		if err := b.deleteRecord(ctx); err != nil {
 			return err
 		}
 	}
