@@ -38,7 +38,7 @@ func wire(ctx context.Context, steps *undo.Stack, cfg config.Config) (*parts, er
 	}
 	steps.Add("store", func(context.Context) error { return store.Close() })
 
-	journal, err := openJournal(steps, cfg)
+	journal, remote, err := openJournal(steps, cfg)
 	if err != nil {
 		return nil, err
 	}
@@ -77,26 +77,26 @@ func wire(ctx context.Context, steps *undo.Stack, cfg config.Config) (*parts, er
 	if err := ctl.Load(ctx, endpoints); err != nil {
 		return nil, fmt.Errorf("take over sandboxes: %w", err)
 	}
-	return &parts{ctl: ctl, store: store, shim: shimHelper{ctl, cfg.Runtime.Default}}, nil
+	return &parts{ctl: ctl, store: store, shim: shimHelper{ctl, cfg.Runtime.Default, remote}}, nil
 }
 
 // openJournal opens the list of events that are owed to containerd.
-func openJournal(steps *undo.Stack, cfg config.Config) (*events.Journal, error) {
+func openJournal(steps *undo.Stack, cfg config.Config) (*events.Journal, *forwarder, error) {
 	address := cfg.Containerd.Address
 	if cfg.Engine == config.EngineEmbedded {
 		address = cfg.Address
 	}
-	remote, err := events.Dial(address + ttrpcSuffix)
+	remote, err := newForwarder(address)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	journal, err := events.Open(filepath.Join(cfg.State, "events"), remote.Forward)
+	journal, err := events.Open(filepath.Join(cfg.State, "events"), remote.forward)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	steps.Add("connection for events", func(context.Context) error { return remote.Close() })
+	steps.Add("connection for events", func(context.Context) error { return remote.close() })
 	steps.Add("events", journal.Close)
-	return journal, nil
+	return journal, remote, nil
 }
 
 // shimHelper answers shim binaries: the controller, and what the OCI runtime
@@ -104,6 +104,7 @@ func openJournal(steps *undo.Stack, cfg config.Config) (*events.Journal, error) 
 type shimHelper struct {
 	*sandbox.Controller
 	runtime string
+	events  *forwarder
 }
 
 var _ service.Shim = shimHelper{}
@@ -111,3 +112,5 @@ var _ service.Shim = shimHelper{}
 func (h shimHelper) RuntimeInfo(ctx context.Context, options *anypb.Any) (*types.RuntimeInfo, error) {
 	return runtimeInfo(ctx, h.runtime, options)
 }
+
+func (h shimHelper) Containerd(address string) { h.events.name(address) }

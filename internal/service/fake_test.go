@@ -198,6 +198,13 @@ type fakeShim struct {
 	info    *types.RuntimeInfo
 	options *anypb.Any
 	bundle  string
+	from    string // the containerd that asked last
+}
+
+func (f *fakeShim) Containerd(address string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.from = address
 }
 
 var _ Shim = (*fakeShim)(nil)

@@ -36,6 +36,9 @@ type Shim interface {
 	// holds; containerd calls it whenever it lost the connection of a task,
 	// after each orderly deletion too, so a task that is not there is no error.
 	Cleanup(ctx context.Context, id, bundle string) (task.Exit, error)
+	// Containerd is told the gRPC address of the containerd that started the
+	// binary, before anything else is asked on its behalf.
+	Containerd(address string)
 	// RuntimeInfo describes the OCI runtime; options may be nil.
 	RuntimeInfo(ctx context.Context, options *anypb.Any) (*types.RuntimeInfo, error)
 }
@@ -103,8 +106,8 @@ func answerShim(ctx context.Context, conn net.Conn, shim Shim, version string) e
 
 // shimCommand is the binary's command line, in the form containerd uses.
 type shimCommand struct {
-	namespace, id, bundle, action string
-	info, version                 bool
+	namespace, id, bundle, action, address string
+	info, version                          bool
 }
 
 func parseShim(req shimRequest) (shimCommand, error) {
@@ -114,9 +117,10 @@ func parseShim(req shimRequest) (shimCommand, error) {
 	flags.StringVar(&c.namespace, "namespace", "", "")
 	flags.StringVar(&c.id, "id", "", "")
 	flags.StringVar(&c.bundle, "bundle", "", "")
+	flags.StringVar(&c.address, "address", "", "")
 	flags.BoolVar(&c.info, "info", false, "")
 	flags.BoolVar(&c.version, "v", false, "")
-	for _, ignored := range []string{"address", "publish-binary", "socket", "debug-socket"} {
+	for _, ignored := range []string{"publish-binary", "socket", "debug-socket"} {
 		flags.String(ignored, "", "")
 	}
 	flags.Bool("debug", false, "")
@@ -137,6 +141,9 @@ func runShim(ctx context.Context, shim Shim, version string, req shimRequest) sh
 	c, err := parseShim(req)
 	if err != nil {
 		return failed(err)
+	}
+	if c.address != "" {
+		shim.Containerd(c.address)
 	}
 	var out []byte
 	switch {

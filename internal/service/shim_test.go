@@ -126,6 +126,10 @@ func testShimStart(t *testing.T, h helper, fake *fakeShim) {
 	if code != 0 || stderr != "" {
 		t.Fatalf("code %d: %s", code, stderr)
 	}
+	if fake.mu.Lock(); fake.from != "/run/a.sock" {
+		t.Errorf("the containerd that asks is at %q", fake.from)
+	}
+	fake.mu.Unlock()
 	var result bootapi.BootstrapResult
 	unmarshal(t, stdout, &result)
 	want := &bootapi.BootstrapResult{Version: 3, Protocol: "ttrpc", Address: "unix:///run/caisson/s/0123/task.sock"}
