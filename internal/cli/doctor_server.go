@@ -100,6 +100,9 @@ func (d *doctor) judgeContainerd(version, address string) {
 	switch {
 	case older(version, "2.0"):
 		d.fail("containerd", "install containerd 2.x: the sandbox API of older ones is not what Caisson implements", "%s at %s", version, address)
+	case firstNumbers(version) == [2]int{2, 3}:
+		d.warn("containerd", `let [plugins."io.containerd.cri.v1.images".pinned_images] sandbox name an image that this host has, or install containerd 2.4`,
+			"%s at %s; it pulls a pause image, which nothing runs", version, address)
 	default:
 		d.ok("containerd", "%s at %s", version, address)
 	}

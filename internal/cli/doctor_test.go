@@ -77,6 +77,7 @@ func TestDoctorJudges(t *testing.T) {
 		"broken runtime": {func(d *doctor) { d.judgeRuntime("x", "", nil, cgroup.Unified, true) }, []string{"fail OCI runtime x: it does not run"}},
 		"old containerd": {func(d *doctor) { d.judgeContainerd("v1.7.30", "/c") }, []string{"fail containerd: v1.7.30 at /c"}},
 		"containerd":     {func(d *doctor) { d.judgeContainerd("2.4.2+unknown", "/c") }, []string{"ok containerd: 2.4.2+unknown at /c"}},
+		"containerd 2.3": {func(d *doctor) { d.judgeContainerd("v2.3.7", "/c") }, []string{"warn containerd: v2.3.7 at /c; it pulls a pause image, which nothing runs"}},
 		"odd containerd": {func(d *doctor) { d.judgeContainerd("main", "/c") }, []string{"ok containerd: main at /c"}},
 		"no plugin":      {func(d *doctor) { d.judgePlugins([]*introspection.Plugin{plugin("shim", "", nil)}) }, []string{`warn containerd plugin: containerd has no sandboxer "caisson"; only ` + "`ctr run`" + ` and the sandboxer "shim" can use Caisson`}},
 		"plugin": {func(d *doctor) {

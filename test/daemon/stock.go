@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"caisson/test/image"
 )
 
 // Stock says whether the engine is an unmodified containerd beside caissond.
@@ -64,6 +66,10 @@ func (d *Daemon) writeStockConfig() error {
 	isolation := strings.Replace(d.isolation(), "netns_mounts_under_state_dir", "restrict_oom_score_adj = true\nnetns_mounts_under_state_dir", 1)
 	if strings.HasPrefix(d.opts.Containerd, "containerd-v2.0.") { // it knows one directory only
 		isolation = strings.Replace(isolation, fmt.Sprintf("bin_dirs = [%q]", CNIBinDir), fmt.Sprintf("bin_dir = %q", CNIBinDir), 1)
+	}
+	if strings.HasPrefix(d.opts.Containerd, "containerd-v2.3.") {
+		// It wants a pause image for every sandboxer. Any image will do, nothing runs it.
+		isolation += fmt.Sprintf("[plugins.\"io.containerd.cri.v1.images\".pinned_images]\nsandbox = %q\n", image.DefaultRef)
 	}
 	text := fmt.Sprintf(stockConfig, d.stockDir()+"/root", d.stockDir()+"/run", ours, d.Address) + isolation
 	return os.WriteFile(d.ContainerdConfig(), []byte(text), 0o600)
