@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -158,6 +159,37 @@ func TestTerminalOutlivesTheDaemon(t *testing.T) {
 	}
 	if got := f.readAll(t); got != "word\r\n17 91\r\ngot word\r\n" {
 		t.Errorf("output %q", got)
+	}
+}
+
+// TestRuntimesOtherThanRuncGetAnOldVersion runs a container with runc by another
+// name: nobody refuses to run a specification that claims an old version.
+func TestRuntimesOtherThanRuncGetAnOldVersion(t *testing.T) {
+	r := newRig(t)
+	r.run("box", &api.Options{})
+	runc, err := exec.LookPath("runc")
+	if err != nil {
+		t.Fatal(err)
+	}
+	other := filepath.Join(r.dir, "other")
+	if err := os.Symlink(runc, other); err != nil {
+		t.Fatal(err)
+	}
+	opts, err := typeurl.MarshalAny(&options.Options{BinaryName: other})
+	if err != nil {
+		t.Fatal(err)
+	}
+	bundle := r.bundle("c", "true")
+	r.editSpec(bundle, func(spec *specs.Spec) { spec.Version = "1.3.0" })
+	r.start("box", task.CreateRequest{ID: "c", Bundle: bundle, Options: opts})
+	r.editSpec(bundle, func(spec *specs.Spec) {
+		if spec.Version != "1.0.2" {
+			t.Errorf("the runtime got a specification of version %s", spec.Version)
+		}
+	})
+	r.wait("box", "c")
+	if _, err := r.tasks("box").Delete(r.ctx(), "c", ""); err != nil {
+		t.Error(err)
 	}
 }
 

@@ -238,7 +238,8 @@ func (c *container) join() error {
 	if c.Runtime.SystemdCgroup {
 		member.Cgroup = "" // systemd names slices and scopes, not paths
 	}
-	if member.Join(spec) {
+	joined := member.Join(spec)
+	if c.Runtime.Accept(spec) || joined {
 		if err := oci.WriteSpec(c.Bundle, spec); err != nil {
 			return fmt.Errorf("task %q: %w", c.ID, err)
 		}
