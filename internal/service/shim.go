@@ -92,6 +92,9 @@ func answerShim(ctx context.Context, conn net.Conn, shim Shim, version string) e
 		return err
 	}
 	req, err := readShimRequest(conn)
+	if errors.Is(err, io.EOF) {
+		return nil // Somebody looked whether we are there.
+	}
 	var reply shimReply
 	if err != nil {
 		reply = failed(err)

@@ -2,6 +2,7 @@ package service
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
 
@@ -33,7 +34,9 @@ type shimReply struct {
 
 func readShimRequest(r io.Reader) (shimRequest, error) {
 	var head [8]byte
-	if _, err := io.ReadFull(r, head[:]); err != nil {
+	if _, err := io.ReadFull(r, head[:]); errors.Is(err, io.EOF) {
+		return shimRequest{}, err // not a byte
+	} else if err != nil {
 		return shimRequest{}, fmt.Errorf("request: %v: %w", err, errdefs.ErrInvalidArgument)
 	}
 	if string(head[:4]) != shimRequestMagic {

@@ -390,3 +390,26 @@ func endInMountNamespace(t *testing.T, h *harness.Host, ns string) {
 		t.Error(err)
 	}
 }
+
+// TestStockShimSandboxerCrash: through containerd's own sandboxer a pod is lost
+// with its daemon like a container, and must end like one.
+func TestStockShimSandboxerCrash(t *testing.T) {
+	h := harness.Start(t, stock)
+	cri := h.CRI()
+	cfg := cri.PodConfig(runtime.NamespaceMode_POD)
+	resp, err := cri.RunPodSandbox(h.Context(time.Minute), &runtime.RunPodSandboxRequest{Config: cfg, RuntimeHandler: "caisson-shim"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	id := cri.RunContainer(resp.PodSandboxId, cfg, cri.ContainerConfig("a", "exec sleep 1000"))
+	process := pidfd(t, containerPid(t, h, cri, id))
+	h.Crash()
+	h.StartDaemon()
+	awaitEnd(t, h, process)
+	cri.AwaitState(id, runtime.ContainerState_CONTAINER_EXITED)
+	cri.Remove(resp.PodSandboxId)
+	expectProcesses(t, h, map[string]int{"caissond": 1, "containerd": 1})
+	if left := stateFiles(t, h); len(left) > 0 {
+		t.Errorf("left in the state directory: %q", left)
+	}
+}
