@@ -1,0 +1,116 @@
+package sandbox
+
+import (
+	"encoding/json"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/containerd/containerd/api/types/runc/options"
+	"github.com/containerd/typeurl/v2"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	api "caisson/api/caisson/sandbox/v1"
+	"caisson/internal/stdio"
+	"caisson/internal/task"
+)
+
+// TestLoggerOutlivesTheDaemon runs a logger as containerd's clients name one. It
+// says where its own end is by closing a FIFO.
+func TestLoggerOutlivesTheDaemon(t *testing.T) {
+	r := newRig(t)
+	r.run("sb", &api.Options{})
+	log, ended := filepath.Join(r.dir, "log"), filepath.Join(r.dir, "ended")
+	logger := filepath.Join(r.dir, "logger")
+	script := "#!/bin/sh\nexec 9>" + ended + "\nexec 5>&-\n(cat <&4 >$2.err) &\n" +
+		"echo \"$CONTAINER_NAMESPACE/$CONTAINER_ID\" >$2; cat <&3 >>$2; wait\n"
+	if err := os.WriteFile(logger, []byte(script), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Mkfifo(ended, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	end, err := os.OpenFile(ended, os.O_RDONLY|unix.O_NONBLOCK, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer end.Close()
+	gate := filepath.Join(r.ctl.dir(key{"test", "sb"}), "shm", "go")
+	uri := "binary://" + logger + "?file=" + log
+	r.start("sb", task.CreateRequest{
+		ID:     "c",
+		Bundle: r.bundle("c", "echo before; while [ ! -e /dev/shm/go ]; do busybox sleep 0.01; done; echo after; echo error >&2"),
+		Stdio:  stdio.Config{Stdout: uri, Stderr: uri},
+	})
+	r.close()
+	if err := os.WriteFile(gate, nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	r.open()
+	if exit := r.wait("sb", "c"); exit.Status != 0 {
+		t.Errorf("exit %+v", exit)
+	}
+	if err := end.SetReadDeadline(time.Now().Add(20 * time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := end.Read(make([]byte, 1)); err == nil || os.IsTimeout(err) {
+		t.Fatalf("the logger goes on: %v", err)
+	}
+	if got := r.output(log); got != "test/c\nbefore\nafter" {
+		t.Errorf("log %q", got)
+	}
+	if got := r.output(log + ".err"); got != "error" {
+		t.Errorf("log of errors %q", got)
+	}
+}
+
+// TestCheckpointAndRestore needs a CRIU that works on this kernel.
+func TestCheckpointAndRestore(t *testing.T) {
+	if out, err := exec.Command("criu", "check").CombinedOutput(); err != nil {
+		t.Skipf("criu check: %v: %s", err, strings.TrimSpace(string(out)))
+	}
+	r := newRig(t)
+	r.run("sb", &api.Options{})
+	tasks, ctx := r.tasks("sb"), r.ctx()
+	bundle := r.bundle("c", "n=0; while :; do n=$((n+1)); echo $n >/tmp/n; busybox sleep 0.05; done")
+	r.editSpec(bundle, func(s *specs.Spec) {
+		// CRIU does not take what the tests' small specification leaves out.
+		s.Mounts = append(s.Mounts, specs.Mount{Destination: "/sys", Type: "sysfs", Source: "sysfs", Options: []string{"ro"}})
+	})
+	r.start("sb", task.CreateRequest{ID: "c", Bundle: bundle})
+	count := filepath.Join(bundle, "rootfs/tmp/n")
+	image := filepath.Join(r.dir, "checkpoint")
+	opts, err := typeurl.MarshalAny(&options.CheckpointOptions{Exit: true, WorkPath: filepath.Join(r.dir, "work")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := tasks.Checkpoint(ctx, "c", image, opts); err != nil {
+		dump, _ := os.ReadFile(filepath.Join(r.dir, "work/dump.log"))
+		t.Fatalf("checkpoint: %v\n%s", err, dump)
+	}
+	if exit := r.wait("sb", "c"); exit.Status != 137 {
+		t.Errorf("exit of what was checkpointed: %+v", exit)
+	}
+	if _, err := tasks.Delete(ctx, "c", ""); err != nil {
+		t.Fatal(err)
+	}
+	var before, after int
+	if err := json.Unmarshal([]byte(r.output(count)), &before); err != nil {
+		t.Fatal(err)
+	}
+	r.start("sb", task.CreateRequest{ID: "c", Bundle: bundle, Checkpoint: image})
+	for end := time.Now().Add(30 * time.Second); after <= before && time.Now().Before(end); {
+		_ = json.Unmarshal([]byte(r.output(count)), &after) // it may be read while it is written
+	}
+	if after <= before || after > before+1000 {
+		t.Errorf("it counted to %d, and restored to %d", before, after)
+	}
+	if err := tasks.Kill(ctx, "c", "", 9, false); err != nil {
+		t.Error(err)
+	}
+	r.wait("sb", "c")
+}
