@@ -415,6 +415,19 @@ func TestCRIEvents(t *testing.T) {
 	}
 }
 
+// TestCRINoCgroup runs a pod whose cgroup nobody has chosen.
+func TestCRINoCgroup(t *testing.T) {
+	h := harness.Start(t, daemon.Options{})
+	cri := h.CRI()
+	cfg := cri.PodConfig(runtime.NamespaceMode_POD)
+	cfg.Linux.CgroupParent = ""
+	pod := cri.RunPod(cfg)
+	id := cri.RunContainer(pod, cfg, cri.ContainerConfig("c", "exec sleep 1000"))
+	if got := cri.Shell(id, "echo runs"); got != "runs\n" {
+		t.Errorf("ExecSync: %q", got)
+	}
+}
+
 // TestCRIBadInput makes calls that must fail, and looks whether the node is as
 // it was.
 func TestCRIBadInput(t *testing.T) {

@@ -176,6 +176,10 @@ func (s *Snapshot) mounts() error {
 	return nil
 }
 
+// CgroupParent holds the cgroups of sandboxes whose client names no parent. All
+// daemons share it; what is below it is of one of them.
+const CgroupParent = "/caisson"
+
 func (s *Snapshot) cgroups() error {
 	mounts, err := mountinfo.GetMounts(mountinfo.FSTypeFilter("cgroup", "cgroup2"))
 	if err != nil {
@@ -189,9 +193,14 @@ func (s *Snapshot) cgroups() error {
 			if err != nil {
 				return err
 			}
-			if d.IsDir() {
-				s.things["cgroup "+path] = thing{line: "cgroup " + path, mention: path, remove: func() error { return os.Remove(path) }}
+			if !d.IsDir() {
+				return nil
 			}
+			mention := path
+			if path == m.Mountpoint+CgroupParent || strings.HasPrefix(path, m.Mountpoint+CgroupParent+"/") {
+				mention = "" // a pod's cgroup has the pod's ID for a name, and no token
+			}
+			s.things["cgroup "+path] = thing{line: "cgroup " + path, mention: mention, remove: func() error { return os.Remove(path) }}
 			return nil
 		})
 		if err != nil {
