@@ -327,6 +327,19 @@ func TestContainersShareTheirSandbox(t *testing.T) {
 	}
 }
 
+func TestAContainerCannotFillTheHostWithItsSandboxsFiles(t *testing.T) {
+	r := newRig(t)
+	r.run("sb", &api.Options{})
+	r.container("sb", "c", "busybox dd if=/dev/zero of=/etc/hosts bs=1M count=64")
+	if exit := r.wait("sb", "c"); exit.Status == 0 {
+		t.Error("64 MiB fit into /etc/hosts")
+	}
+	info, err := os.Stat(filepath.Join(r.ctl.dir(key{"test", "sb"}), "etc/hosts"))
+	if err != nil || info.Size() > 4<<20 {
+		t.Errorf("/etc/hosts: %v, %v", info.Size(), err)
+	}
+}
+
 func TestStateMachineOfVerbs(t *testing.T) {
 	r := newRig(t)
 	ctx := r.ctx()

@@ -150,6 +150,9 @@ func (b *box) forget() error {
 
 // prepare makes what a sandbox has before it runs.
 func (b *box) prepare() error {
+	if err := b.mountEtc(); err != nil {
+		return err
+	}
 	if err := b.writeFiles(); err != nil {
 		return err
 	}

@@ -18,9 +18,9 @@ import (
 // memberFiles are the sandbox's files that containers see.
 func (b *box) memberFiles() []oci.File {
 	files := []oci.File{
-		{Source: b.path("hostname"), Target: "/etc/hostname", FollowRoot: true},
-		{Source: b.path("hosts"), Target: "/etc/hosts", FollowRoot: true},
-		{Source: b.path("resolv.conf"), Target: "/etc/resolv.conf", FollowRoot: true},
+		{Source: b.path("etc/hostname"), Target: "/etc/hostname", FollowRoot: true},
+		{Source: b.path("etc/hosts"), Target: "/etc/hosts", FollowRoot: true},
+		{Source: b.path("etc/resolv.conf"), Target: "/etc/resolv.conf", FollowRoot: true},
 	}
 	shm := oci.File{Source: b.path("shm"), Target: "/dev/shm", Default: "tmpfs"}
 	if b.snapshot().Settings.HostIPC {
@@ -55,7 +55,7 @@ func (b *box) namespaces() map[specs.LinuxNamespaceType]string {
 // directory around them is not, but containers see the files themselves.
 func (b *box) writeFiles() error {
 	s := b.snapshot().Settings
-	if err := b.writeFile("hostname", s.Hostname+"\n"); err != nil {
+	if err := b.writeFile("etc/hostname", s.Hostname+"\n"); err != nil {
 		return err
 	}
 	if err := b.writeHosts(); err != nil {
@@ -65,7 +65,7 @@ func (b *box) writeFiles() error {
 	if err != nil {
 		return fmt.Errorf("sandbox %q: %w", b.k.id, err)
 	}
-	return b.writeFile("resolv.conf", resolv)
+	return b.writeFile("etc/resolv.conf", resolv)
 }
 
 // writeHosts makes /etc/hosts: the host's own for CRI, whose kubelet mounts a
@@ -77,7 +77,7 @@ func (b *box) writeHosts() error {
 		if err != nil {
 			return fmt.Errorf("sandbox %q: %w", rec.ID, err)
 		}
-		return b.writeFile("hosts", text)
+		return b.writeFile("etc/hosts", text)
 	}
 	var text strings.Builder
 	text.WriteString("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n")
@@ -96,7 +96,7 @@ func (b *box) writeHosts() error {
 	for _, name := range names {
 		fmt.Fprintf(&text, "%s\t%s\n", rec.Settings.ExtraHosts[name], name)
 	}
-	return b.writeFile("hosts", text.String())
+	return b.writeFile("etc/hosts", text.String())
 }
 
 // writeFile writes in place, so that a container that has the file mounted sees
@@ -145,22 +145,31 @@ func hostFile(path string) (string, error) {
 	return string(data), err
 }
 
+// mountEtc gives the sandbox a place for its files: a container may write to
+// them, and must not fill the host's /run with that.
+func (b *box) mountEtc() error {
+	return b.mountTmpfs("etc", "mode=0755,size=4m,nr_inodes=16")
+}
+
 // mountShm gives the sandbox its /dev/shm.
 func (b *box) mountShm() error {
 	s := b.snapshot().Settings
 	if s.HostIPC {
 		return nil
 	}
-	if err := os.Mkdir(b.path("shm"), 0o700); err != nil && !errors.Is(err, os.ErrExist) {
-		return fmt.Errorf("sandbox %q: %w", b.k.id, err)
-	}
 	size := s.ShmSize
 	if size == 0 {
 		size = defaultShmSize
 	}
-	options := fmt.Sprintf("mode=1777,size=%d", size)
-	if err := unix.Mount("shm", b.path("shm"), "tmpfs", unix.MS_NOEXEC|unix.MS_NOSUID|unix.MS_NODEV, options); err != nil {
-		return fmt.Errorf("sandbox %q: mount /dev/shm: %w", b.k.id, err)
+	return b.mountTmpfs("shm", fmt.Sprintf("mode=1777,size=%d", size))
+}
+
+func (b *box) mountTmpfs(name, options string) error {
+	if err := os.Mkdir(b.path(name), 0o700); err != nil && !errors.Is(err, os.ErrExist) {
+		return fmt.Errorf("sandbox %q: %w", b.k.id, err)
+	}
+	if err := unix.Mount(name, b.path(name), "tmpfs", unix.MS_NOEXEC|unix.MS_NOSUID|unix.MS_NODEV, options); err != nil {
+		return fmt.Errorf("sandbox %q: mount %s: %w", b.k.id, b.path(name), err)
 	}
 	return nil
 }
@@ -184,7 +193,7 @@ func (b *box) mountRootfs() error {
 // unmountFiles unmounts what is mounted in the sandbox's directory. It may be
 // repeated.
 func (b *box) unmountFiles() error {
-	for _, name := range []string{"shm", "rootfs"} {
+	for _, name := range []string{"etc", "shm", "rootfs"} {
 		path := b.path(name)
 		if err := mount.UnmountAll(path, unix.UMOUNT_NOFOLLOW); err != nil && !errors.Is(err, os.ErrNotExist) {
 			// Somebody is in there. The mount goes when they do.

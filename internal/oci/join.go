@@ -92,12 +92,11 @@ func (f File) join(spec *specs.Spec) bool {
 	if at >= 0 && (f.Default == "" || spec.Mounts[at].Type != f.Default) {
 		return false
 	}
-	mount := specs.Mount{Source: f.Source, Destination: f.Target, Type: "bind", Options: []string{"rbind", "rprivate", "rw"}}
+	mount := specs.Mount{Source: f.Source, Destination: f.Target, Type: "bind", Options: []string{"rw", "rbind", "rprivate", "nosuid", "nodev", "noexec"}}
 	if f.FollowRoot && spec.Root != nil && spec.Root.Readonly {
-		mount.Options[2] = "ro"
+		mount.Options[0] = "ro"
 	}
 	if at >= 0 {
-		mount.Options = []string{"rbind", "rprivate", "nosuid", "nodev", "noexec", "rw"}
 		spec.Mounts[at] = mount
 	} else {
 		spec.Mounts = append(spec.Mounts, mount)

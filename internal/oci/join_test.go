@@ -99,7 +99,7 @@ func TestJoinFiles(t *testing.T) {
 		t.Fatal("nothing changed")
 	}
 	want := []specs.Mount{
-		{Destination: "/dev/shm", Type: "bind", Source: "/run/sb/shm", Options: []string{"rbind", "rprivate", "nosuid", "nodev", "noexec", "rw"}},
+		{Destination: "/dev/shm", Type: "bind", Source: "/run/sb/shm", Options: []string{"rw", "rbind", "rprivate", "nosuid", "nodev", "noexec"}},
 		{Destination: "/etc/hosts/", Type: "bind", Source: "/mine"},
 	}
 	if diff := cmp.Diff(want, s.Mounts); diff != "" {
@@ -112,7 +112,7 @@ func TestJoinFiles(t *testing.T) {
 	member.Join(s)
 	want = []specs.Mount{
 		{Destination: "/dev/shm", Type: "bind", Source: "/dev/shm"},
-		{Destination: "/etc/hosts", Type: "bind", Source: "/run/sb/hosts", Options: []string{"rbind", "rprivate", "ro"}},
+		{Destination: "/etc/hosts", Type: "bind", Source: "/run/sb/hosts", Options: []string{"ro", "rbind", "rprivate", "nosuid", "nodev", "noexec"}},
 	}
 	if diff := cmp.Diff(want, s.Mounts); diff != "" {
 		t.Errorf("the host's /dev/shm stays and hosts is read-only like the root:\n%s", diff)
