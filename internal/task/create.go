@@ -358,13 +358,14 @@ func (p *process) run(ctx context.Context, host isolation.Host, f oci.Files, arg
 }
 
 // runtimePatience is how long a runtime that nobody needs any more may go on:
-// killed half way, it can leave something behind that nobody knows.
-const runtimePatience = time.Second
+// killed half way, it can leave something behind that nobody knows. A runtime on a
+// machine that is short of everything takes seconds.
+const runtimePatience = 10 * time.Second
 
 // stopRuntime ends a runtime whose caller gave up, and the process it made: it
 // might still make what the caller undoes.
 func stopRuntime(ctx context.Context, host isolation.Host, serial uint64, end <-chan monitor.Exit) error {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), killTimeout)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), runtimePatience+killTimeout)
 	defer cancel()
 	kill := func(serial uint64) error {
 		if err := host.Signal(ctx, serial, unix.SIGKILL); err != nil && !errdefs.IsNotFound(err) {
