@@ -3,6 +3,7 @@
 # make build  leaves the binaries in bin/
 # make test-cri CRITEST=path   Kubernetes' conformance suite for the CRI (root)
 # make test-containerd-versions   a smoke test of other versions of containerd (root)
+# make test-kubernetes   a real kubelet with static pods (root; its first build takes minutes)
 # The rest: deps lint proto test-vm clean.
 
 SHELL := /bin/bash
@@ -16,7 +17,7 @@ GOBUILD := CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)'
 
 SHIM    := bin/containerd-shim-caisson-v2
 
-.PHONY: build deps monitor shim daemon cli ctr test lint proto demo test-cri test-containerd-versions test-vm clean
+.PHONY: build deps monitor shim daemon cli ctr test lint proto demo test-cri test-containerd-versions test-kubernetes test-vm clean
 
 build: daemon cli shim
 
@@ -77,6 +78,13 @@ test-containerd-versions: deps
 	@$(MAKE) --no-print-directory build ctr
 	@script/containerd-versions $(CONTAINERDS)
 	CGO_ENABLED=0 CAISSON_TEST_CONTAINERDS='$(CONTAINERDS)' $(GO) test -count=1 -timeout 20m -v -run TestStockVersions ./test/integration
+
+# A kubelet of this version, without an API server.
+KUBELET ?= v1.36.3
+test-kubernetes: deps
+	@$(MAKE) --no-print-directory build
+	@script/kubelet $(KUBELET)
+	CGO_ENABLED=0 CAISSON_TEST_KUBELET='$(abspath build/kubernetes/kubelet-$(KUBELET))' $(GO) test -count=1 -timeout 15m -v ./test/kubernetes
 
 test-vm: deps
 	@script/deps vm
