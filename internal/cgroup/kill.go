@@ -193,3 +193,21 @@ func (g *Group) removeDirs() error {
 	}
 	return failed
 }
+
+// Prune removes a group that has neither processes nor groups below it, from the
+// hierarchies in which it is so. Anything else is left alone, and no error.
+func Prune(path string) error {
+	h, err := currentHost()
+	if err != nil {
+		return err
+	}
+	if path, err = Resolve(path); err != nil {
+		return err
+	}
+	for _, dir := range h.dirs(path) {
+		if err := unix.Rmdir(dir); err != nil && !gone(err) && !errors.Is(err, unix.EBUSY) && !errors.Is(err, unix.ENOTEMPTY) {
+			return fmt.Errorf("cgroup %q: prune: remove %s: %w", path, dir, classify(err))
+		}
+	}
+	return nil
+}

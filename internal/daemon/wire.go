@@ -9,6 +9,7 @@ import (
 	core "github.com/containerd/containerd/v2/core/sandbox"
 	"google.golang.org/protobuf/types/known/anypb"
 
+	"caisson/internal/cgroup"
 	"caisson/internal/config"
 	"caisson/internal/events"
 	"caisson/internal/isolation/namespace"
@@ -73,6 +74,8 @@ func wire(ctx context.Context, steps *undo.Stack, cfg config.Config) (*parts, er
 	if err != nil {
 		return nil, err
 	}
+	// Goes after the controller is closed: nobody makes a sandbox then.
+	steps.Add("cgroup", func(context.Context) error { return cgroup.Prune(cgroupParent) })
 	steps.Add("controller", func(context.Context) error { return ctl.Close() })
 	if err := ctl.Load(ctx, endpoints); err != nil {
 		return nil, fmt.Errorf("take over sandboxes: %w", err)
