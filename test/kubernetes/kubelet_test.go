@@ -42,6 +42,8 @@ authentication: {anonymous: {enabled: true}, webhook: {enabled: false}}
 authorization: {mode: AlwaysAllow}
 containerRuntimeEndpoint: unix://%[3]s
 podLogsDir: %[2]s/logs
+containerLogMaxSize: 256Ki
+containerLogMonitorInterval: 3s
 volumePluginDir: %[2]s/root/volumeplugins
 maxOpenFiles: 20000
 oomScoreAdj: 0
@@ -62,6 +64,7 @@ type kubelet struct {
 	dir     string // below the daemon's, so that all of it carries the token
 	url     string // of the port without TLS
 	running *exec.Cmd
+	lasting []string // the pods that run all the time
 }
 
 // startKubelet starts a kubelet beside the daemon. When the test ends, kubelet
@@ -70,8 +73,12 @@ func startKubelet(t *testing.T, h *harness.Host) *kubelet {
 	t.Helper()
 	path := os.Getenv("CAISSON_TEST_KUBELET")
 	k := &kubelet{t: t, h: h, cri: h.CRI(), path: path, dir: filepath.Join(h.Dir, "kubelet")}
+	// Root of a pod with a user namespace passes through on its way to the container's files.
+	if err := os.Chmod(h.Dir, 0o711); err != nil {
+		t.Fatal(err)
+	}
 	for _, name := range []string{"manifests", "logs", "root"} {
-		if err := os.MkdirAll(filepath.Join(k.dir, name), 0o700); err != nil {
+		if err := os.MkdirAll(filepath.Join(k.dir, name), 0o711); err != nil {
 			t.Fatal(err)
 		}
 	}

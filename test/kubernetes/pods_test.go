@@ -25,10 +25,11 @@ func TestStaticPods(t *testing.T) {
 	h := harness.Start(t, daemon.Options{})
 	k := startKubelet(t, h)
 
-	pods := []string{"two", "liveness", "shared", "oom", "hostnet", "counter"}
+	k.lasting = []string{"two", "liveness", "shared", "hostnet", "counter", "writer"}
 	if olderRunc() == "" {
-		pods = append(pods, "users")
+		k.lasting = append(k.lasting, "users")
 	}
+	pods := append([]string{"oom"}, k.lasting...)
 	for _, name := range pods {
 		k.run(name)
 	}
@@ -38,23 +39,24 @@ func TestStaticPods(t *testing.T) {
 	t.Run("UserNamespace", k.testUserNamespace)
 	t.Run("OOMKilled", k.testOOMKilled)
 	t.Run("HostNetwork", k.testHostNetwork)
+	t.Run("LogRotation", k.testLogRotation)
 	t.Run("KubeletCrash", k.testKubeletCrash)
 	t.Run("DaemonCrash", k.testDaemonCrash)
 	t.Run("Deletion", k.testDeletion) // last: the daemon that started again is to do it
 	k.delete(pods...)
 }
 
-// testContainers looks at a pod with an init container, a volume, a network of
-// its own and probes of both kinds, and that it is one of ours.
+// testContainers looks at a pod with an init container, a sidecar, a volume, a
+// network of its own and probes of both kinds, and that it is one of ours.
 func (k *kubelet) testContainers(t *testing.T) {
 	p := k.awaitPod(t, "two", pod.ready)
-	if p.Status.Phase != "Running" || len(p.Status.ContainerStatuses) != 2 || len(p.Status.InitContainerStatuses) != 1 {
+	if p.Status.Phase != "Running" || len(p.Status.ContainerStatuses) != 2 || len(p.Status.InitContainerStatuses) != 2 {
 		t.Fatalf("status: %+v", p.Status)
 	}
 	if end := p.Status.InitContainerStatuses[0].State.Terminated; end == nil || end.ExitCode != 0 || end.Reason != "Completed" {
 		t.Errorf("init container: %+v", end)
 	}
-	for _, c := range p.Status.ContainerStatuses {
+	for _, c := range append(p.Status.ContainerStatuses, p.Status.InitContainerStatuses[1]) {
 		if !c.Ready || c.RestartCount != 0 || c.State.Running == nil {
 			t.Errorf("container: %+v", c)
 		}
@@ -101,9 +103,13 @@ func (k *kubelet) testUserNamespace(t *testing.T) {
 		t.Skip(why)
 	}
 	p := k.awaitPod(t, "users", pod.ready)
-	ids := strings.Fields(k.cri.Shell(p.Status.ContainerStatuses[0].id(), "cat /proc/self/uid_map"))
+	id := p.Status.ContainerStatuses[0].id()
+	ids := strings.Fields(k.cri.Shell(id, "cat /proc/self/uid_map"))
 	if len(ids) != 3 || ids[0] != "0" || ids[1] == "0" {
 		t.Errorf("uid_map: %q", ids)
+	}
+	if owner := k.cri.Shell(id, "stat -c %u:%g /data/file"); owner != "0:0\n" {
+		t.Errorf("owner of a file in a volume: %s", owner)
 	}
 }
 
@@ -141,14 +147,32 @@ func (k *kubelet) testHostNetwork(t *testing.T) {
 	}
 }
 
-// survivors are the pods that run on through crashes.
-var survivors = []string{"two", "liveness", "shared", "hostnet", "counter"}
+// testLogRotation finds a full log renamed, and what is written later in a new one.
+func (k *kubelet) testLogRotation(t *testing.T) {
+	p := k.awaitPod(t, "writer", pod.ready)
+	path := k.logFile(p, "main", 0)
+	limit := 30 * time.Second
+	err := daemon.Poll(harness.Context(t, limit), limit, func() error {
+		files, err := filepath.Glob(path + ".*")
+		if err != nil || len(files) == 0 {
+			return fmt.Errorf("no rotated log beside %s: %v", path, err)
+		}
+		log, err := os.ReadFile(path)
+		if err == nil && (!strings.Contains(string(log), " stdout F more\n") || strings.Contains(string(log), " stdout F 1\n")) {
+			err = fmt.Errorf("the new log has %d bytes: %.200q", len(log), log)
+		}
+		return err
+	})
+	if err != nil {
+		t.Error(err)
+	}
+}
 
-// runs is the container ids, start times and restart counts of the survivors.
+// runs is the container ids and restart counts of the pods that run on through crashes.
 func (k *kubelet) runs(t *testing.T) []string {
 	t.Helper()
 	var all []string
-	for _, name := range survivors {
+	for _, name := range k.lasting {
 		p := k.awaitPod(t, name, pod.ready)
 		for _, c := range p.Status.ContainerStatuses {
 			all = append(all, fmt.Sprintf("%s/%s: %s, restarts: %d", name, c.Name, c.id(), c.RestartCount))
@@ -157,42 +181,51 @@ func (k *kubelet) runs(t *testing.T) []string {
 	return all
 }
 
+// testKubeletCrash also has the counter count some seconds beside the new
+// kubelet, in which that looks at all pods.
 func (k *kubelet) testKubeletCrash(t *testing.T) {
 	before := k.runs(t)
 	k.kill()
 	k.start()
-	if after := k.runs(t); !slices.Equal(before, after) {
-		t.Errorf("containers:\n%s\nwere:\n%s", strings.Join(after, "\n"), strings.Join(before, "\n"))
-	}
+	k.awaitCount(t, k.awaitCount(t, 0)+150)
+	k.compareRuns(t, before)
 }
 
 // testDaemonCrash kills the daemon while the counter writes, and reads every
 // number of it, before, without and after the daemon.
 func (k *kubelet) testDaemonCrash(t *testing.T) {
 	before := k.runs(t)
-	counter := k.awaitPod(t, "counter", pod.ready)
-	count := func(min int) (n int) {
-		t.Helper()
-		limit := 30 * time.Second
-		err := daemon.Poll(harness.Context(t, limit), limit, func() (err error) {
-			if n, err = counted(k.logFile(counter, "main", 0)); err == nil && n < min {
-				err = fmt.Errorf("the counter is at %d, not at %d", n, min)
-			}
-			return err
-		})
-		if err != nil {
-			t.Fatal(err)
-		}
-		return n
-	}
-	n := count(10)
+	n := k.awaitCount(t, 10)
 	k.h.Crash()
 	k.h.StartDaemon()
-	count(n + 100) // some seconds, in which kubelet looks at all pods
+	k.awaitCount(t, n+150)
+	k.compareRuns(t, before)
+	k.cri.Shell(k.awaitPod(t, "counter", pod.ready).Status.ContainerStatuses[0].id(), "true")
+}
+
+func (k *kubelet) compareRuns(t *testing.T, before []string) {
+	t.Helper()
 	if after := k.runs(t); !slices.Equal(before, after) {
 		t.Errorf("containers:\n%s\nwere:\n%s", strings.Join(after, "\n"), strings.Join(before, "\n"))
 	}
-	k.cri.Shell(counter.Status.ContainerStatuses[0].id(), "true")
+}
+
+// awaitCount waits until the log of the counter has so many lines, and returns
+// how many it has.
+func (k *kubelet) awaitCount(t *testing.T, atLeast int) (n int) {
+	t.Helper()
+	path := k.logFile(k.awaitPod(t, "counter", pod.ready), "main", 0)
+	limit := time.Minute
+	err := daemon.Poll(harness.Context(t, limit), limit, func() (err error) {
+		if n, err = counted(path); err == nil && n < atLeast {
+			err = fmt.Errorf("the counter is at %d, not at %d", n, atLeast)
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
 }
 
 // counted is how many lines a log of the counter has, each the one after the
