@@ -47,7 +47,14 @@ func (d *doctor) checkRuntimes(ctx context.Context) {
 func runtimeVersion(ctx context.Context, path string) string {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
+	// crun makes its directory whatever it is asked.
+	dir, err := os.MkdirTemp("", "caisson-doctor")
+	if err != nil {
+		return ""
+	}
+	defer os.RemoveAll(dir)
 	cmd := exec.CommandContext(ctx, path, "--version")
+	cmd.Env = append(os.Environ(), "XDG_RUNTIME_DIR="+dir)
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
 	cmd.WaitDelay = time.Second
 	out, err := cmd.Output()
