@@ -453,7 +453,7 @@ func TestStartAndDialErrors(t *testing.T) {
 	if _, err := Dial(ctx, dir+"/nonexistent"); !errdefs.IsNotFound(err) {
 		t.Errorf("no directory: %v", err)
 	}
-	if _, err := Start(ctx, Config{Binary: "/nonexistent", Dir: dir, Name: "x"}); !errors.Is(err, os.ErrNotExist) {
+	if _, err := Start(ctx, Config{Binary: dir + "/nonexistent", Dir: dir, Name: "x"}); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("no binary: %v", err)
 	}
 	if _, err := Start(ctx, Config{Binary: "/bin/false", Dir: dir, Name: "x"}); !errdefs.IsUnavailable(err) || !strings.Contains(err.Error(), "exit status 1") {
