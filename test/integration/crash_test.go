@@ -267,7 +267,8 @@ func TestCrashCRI(t *testing.T) {
 	}
 
 	cri.AwaitState(writer, runtime.ContainerState_CONTAINER_RUNNING)
-	cri.Shell(writer, "usleep 100000; touch /stop")
+	// In the background: the end of the container ends what is in it.
+	cri.Shell(writer, "(usleep 100000; touch /stop) >/dev/null 2>&1 &")
 	if status := cri.AwaitState(writer, runtime.ContainerState_CONTAINER_EXITED); status.ExitCode != 3 {
 		t.Errorf("exit code of the writer %d", status.ExitCode)
 	}

@@ -100,7 +100,8 @@ func TestStockContainerdRestarts(t *testing.T) {
 			for _, p := range pods {
 				late := cri.RunContainer(p.id, p.cfg, cri.ContainerConfig("late", "exec sleep 1000"))
 				cri.Shell(late, "true")
-				cri.Shell(p.writer, "usleep 100000; touch /stop")
+				// In the background: the end of the container ends what is in it.
+				cri.Shell(p.writer, "(usleep 100000; touch /stop) >/dev/null 2>&1 &")
 				if status := cri.AwaitState(p.writer, runtime.ContainerState_CONTAINER_EXITED); status.ExitCode != 3 {
 					t.Errorf("exit code of the writer %d", status.ExitCode)
 				}
