@@ -41,11 +41,11 @@ cli:
 	@mkdir -p bin
 	$(GOBUILD) -o bin/caisson ./cmd/caisson
 
-# The stock client and server that the integration tests run, of the containerd
-# version in go.mod.
+# The stock client, server and shim that the integration tests run, of the
+# containerd version in go.mod.
 ctr:
 	@mkdir -p build
-	CGO_ENABLED=0 $(GO) build -trimpath -o build/ $(addprefix github.com/containerd/containerd/v2/cmd/,ctr containerd)
+	CGO_ENABLED=0 $(GO) build -trimpath -o build/ $(addprefix github.com/containerd/containerd/v2/cmd/,ctr containerd containerd-shim-runc-v2)
 
 test: deps
 	@script/test

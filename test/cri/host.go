@@ -10,17 +10,8 @@ import (
 	"slices"
 
 	"github.com/moby/sys/mountinfo"
-	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
-
-func loopbackUp() error {
-	lo, err := netlink.LinkByName("lo")
-	if err != nil {
-		return fmt.Errorf("loopback: %w", err)
-	}
-	return netlink.LinkSetUp(lo)
-}
 
 var compiledIn = regexp.MustCompile(`k8s-staging-cri-tools/test-image-digest@(sha256:[0-9a-f]{64})`)
 
@@ -46,15 +37,6 @@ func copyFile(from, to string) error {
 		return err
 	}
 	return os.WriteFile(to, content, 0o644)
-}
-
-func appendFile(path, text string) error {
-	f, err := os.OpenFile(path, os.O_APPEND|os.O_WRONLY, 0)
-	if err != nil {
-		return err
-	}
-	_, err = f.WriteString(text)
-	return errors.Join(err, f.Close())
 }
 
 // cgroupSet is what was there. critest's containers have no parent of their

@@ -9,6 +9,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"caisson/test/image"
+	"caisson/test/registry"
 )
 
 // The names that critest has for the images it pulls.
@@ -26,7 +27,7 @@ const passwd = "root:x:0:0:root:/root:/bin/sh\nwww-data:x:33:33:www-data:/var/ww
 
 // fill makes the images. It returns the digest of the one that critest pulls by
 // a digest.
-func fill(r *registry, busybox, webserver string) (digest.Digest, error) {
+func fill(r *registry.Registry, busybox, webserver string) (digest.Digest, error) {
 	server, err := os.ReadFile(webserver)
 	if err != nil {
 		return "", fmt.Errorf("web server: %w", err)
@@ -78,7 +79,7 @@ func fill(r *registry, busybox, webserver string) (digest.Digest, error) {
 			opts.Files = map[string]string{}
 		}
 		opts.Files["/etc/passwd"], opts.Files["/etc/group"] = passwd, group
-		sum, err := r.add(opts)
+		sum, err := r.Add(opts)
 		if err != nil {
 			return "", err
 		}

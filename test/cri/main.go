@@ -13,8 +13,6 @@ import (
 	"errors"
 	"flag"
 	"fmt"
-	"net"
-	"net/http"
 	"os"
 	"os/exec"
 	"os/signal"
@@ -23,7 +21,9 @@ import (
 	"syscall"
 	"time"
 
+	"caisson/test/apart"
 	"caisson/test/daemon"
+	"caisson/test/registry"
 )
 
 type options struct {
@@ -60,38 +60,10 @@ func start(ctx context.Context, o options) error {
 	if os.Getuid() != 0 {
 		return errors.New("it needs root, for namespaces, mounts and cgroups")
 	}
-	if os.Getenv(insideEnv) == "" {
-		return inside(ctx)
-	}
-	if err := loopbackUp(); err != nil {
+	if inside, err := apart.Run(ctx); !inside {
 		return err
 	}
 	return run(ctx, o)
-}
-
-// insideEnv marks the process that has the namespaces.
-const insideEnv = "CAISSON_TEST_CRI_INSIDE"
-
-// inside runs this program once more, in namespaces of its own.
-func inside(ctx context.Context) error {
-	self, err := os.Executable()
-	if err != nil {
-		return err
-	}
-	cmd := exec.CommandContext(ctx, self, os.Args[1:]...)
-	cmd.Env = append(os.Environ(), insideEnv+"=1")
-	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
-	cmd.SysProcAttr = &syscall.SysProcAttr{
-		Unshareflags: syscall.CLONE_NEWNET | syscall.CLONE_NEWNS | syscall.CLONE_NEWIPC,
-		// Without it, nobody would clear up after a program that was killed.
-		Pdeathsig: syscall.SIGTERM,
-	}
-	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
-	cmd.WaitDelay = 2 * time.Minute
-	if err := cmd.Run(); err != nil {
-		return fmt.Errorf("in namespaces of its own: %w", err)
-	}
-	return nil
 }
 
 // config is containerd's. The handler caisson needs no pause image, runc does.
@@ -102,7 +74,7 @@ sandbox = %q
 `
 
 func run(ctx context.Context, o options) (err error) {
-	r := newRegistry()
+	r := registry.New()
 	busybox, err := filepath.Abs(o.busybox) // a bare name would be looked for in PATH
 	if err != nil {
 		return err
@@ -111,42 +83,27 @@ func run(ctx context.Context, o options) (err error) {
 	if err != nil {
 		return err
 	}
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return fmt.Errorf("registry: %w", err)
-	}
-	server := &http.Server{Handler: r, ReadHeaderTimeout: time.Minute}
-	go func() { _ = server.Serve(listener) }() // ends with Close
-	defer server.Close()
-
 	mirrors, err := os.MkdirTemp("", "mirrors")
 	if err != nil {
 		return err
 	}
 	defer os.RemoveAll(mirrors)
-	if err := writeMirror(mirrors, listener.Addr().String()); err != nil {
+	stop, err := r.Serve(mirrors)
+	if err != nil {
 		return err
 	}
+	defer stop()
 	before, err := cgroups()
 	if err != nil {
 		return err
 	}
-	opts := daemon.Options{Engine: o.engine, NRI: true, HostPorts: true}
-	text := fmt.Sprintf(config, mirrors, pauseImage)
-	if o.engine != daemon.EngineStock {
-		opts.Config = text
-	}
-	d, err := daemon.New(opts)
+	d, err := daemon.New(daemon.Options{
+		Engine: o.engine, NRI: true, HostPorts: true, EngineConfig: fmt.Sprintf(config, mirrors, pauseImage),
+	})
 	if err != nil {
 		return err
 	}
-	if d.Stock() {
-		err = appendFile(d.ContainerdConfig(), text)
-	}
-	// The root of a pod with a user namespace is another user, and must get through.
-	if err = errors.Join(err, os.Chmod(d.Dir, 0o711)); err == nil {
-		err = conform(ctx, d, o, sum.String())
-	}
+	err = conform(ctx, d, o, sum.String())
 	// Interrupted or not, the machine gets back what it gave.
 	left, closeErr := d.Close(context.WithoutCancel(ctx))
 	found, cgroupErr := before.removeNew()
@@ -154,15 +111,6 @@ func run(ctx context.Context, o options) (err error) {
 		closeErr = errors.Join(closeErr, fmt.Errorf("left behind:\n  %s", strings.Join(left, "\n  ")))
 	}
 	return errors.Join(err, closeErr, cgroupErr)
-}
-
-// writeMirror makes the registry the mirror of every host and the host itself.
-func writeMirror(dir, address string) error {
-	if err := os.Mkdir(filepath.Join(dir, "_default"), 0o755); err != nil {
-		return err
-	}
-	text := fmt.Sprintf("server = \"http://%[1]s\"\n[host.\"http://%[1]s\"]\ncapabilities = [\"pull\", \"resolve\"]\n", address)
-	return os.WriteFile(filepath.Join(dir, "_default", "hosts.toml"), []byte(text), 0o644)
 }
 
 // conform runs critest against the daemon, and keeps its log and the daemon's.

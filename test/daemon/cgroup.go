@@ -19,6 +19,8 @@ func (d *Daemon) AddCgroup(path string) error {
 	if err != nil {
 		return err
 	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
 	for _, m := range mounts {
 		dir := filepath.Join(m.Mountpoint, path)
 		if err := os.MkdirAll(dir, 0o755); err != nil {

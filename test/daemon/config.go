@@ -13,6 +13,9 @@ import (
 // CNIBinDir is where Debian's containernetworking-plugins are.
 const CNIBinDir = "/usr/lib/cni"
 
+// runtimeEnv names another OCI runtime than runc.
+const runtimeEnv = "CAISSON_TEST_RUNTIME"
+
 // config is caissond's own part. The directories are here, not on its command
 // line, for daemons that a shim binary starts.
 const config = `version = 3
@@ -68,9 +71,9 @@ func (d *Daemon) writeConfig() error {
 			return err
 		}
 	} else {
-		text += d.isolation()
+		text += d.isolation() + d.opts.EngineConfig
 	}
-	if runtime := os.Getenv("CAISSON_TEST_RUNTIME"); runtime != "" { // runc if empty
+	if runtime := os.Getenv(runtimeEnv); runtime != "" {
 		text += fmt.Sprintf("[runtime]\ndefault = %q\n", runtime)
 	}
 	if err := os.WriteFile(d.ConfigFile, []byte(text+d.opts.Config), 0o600); err != nil {

@@ -2,8 +2,9 @@
 // integration tests and the demo. Everything the daemon makes carries the name
 // of that directory (the token), and Close says what of it is left.
 //
-// A Daemon is used by one goroutine. New touches the disk only; Start, Kill and
-// Stop may alternate any number of times; Close comes last.
+// A Daemon is used by one goroutine, but for its clients and AddCgroup. New
+// touches the disk only; Start, Kill and Stop may alternate any number of times;
+// Close comes last.
 package daemon
 
 import (
@@ -14,6 +15,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"sync"
 	"time"
 
 	"caisson/test/leak"
@@ -45,6 +47,9 @@ type Options struct {
 	BinDir string
 	// Config is added to the configuration file.
 	Config string
+	// EngineConfig is added to the configuration of the containerd that serves,
+	// embedded or beside caissond.
+	EngineConfig string
 	// Args are added to the command line.
 	Args []string
 	// Env is added to the environment.
@@ -68,8 +73,10 @@ type Daemon struct {
 	opts       Options
 	before     *leak.Snapshot
 	caissond   server
-	containerd server   // the one beside caissond
-	cgroups    []string // made by AddCgroup
+	containerd server // the one beside caissond
+
+	mu      sync.Mutex // guards cgroups
+	cgroups []string   // made by AddCgroup
 }
 
 // New makes the directory and the configuration of a daemon.
@@ -87,6 +94,10 @@ func New(opts Options) (_ *Daemon, err error) {
 	dir, err := os.MkdirTemp("/tmp", leak.TokenPrefix)
 	if err != nil {
 		return nil, err
+	}
+	// The root of a container with a user namespace is another user, and must get through.
+	if err := os.Chmod(dir, 0o711); err != nil {
+		return nil, errors.Join(err, os.Remove(dir))
 	}
 	d := &Daemon{
 		Token: filepath.Base(dir), Dir: dir,

@@ -37,6 +37,13 @@ address = %[4]q
 runtime_type = "io.containerd.caisson.v2"
 sandboxer = "shim"
 disable_pause_image_pull = true
+
+# containerd's own way, as the reference: pause container and containerd-shim-runc-v2.
+[plugins."io.containerd.cri.v1.runtime".containerd.runtimes.runc]
+runtime_type = "io.containerd.runc.v2"
+[plugins."io.containerd.cri.v1.runtime".containerd.runtimes.runc.options]
+BinaryName = %[5]q
+Root = %[6]q
 `
 
 // stockDir is where the containerd beside caissond has its files.
@@ -71,7 +78,8 @@ func (d *Daemon) writeStockConfig() error {
 		// It wants a pause image for every sandboxer. Any image will do, nothing runs it.
 		isolation += fmt.Sprintf("[plugins.\"io.containerd.cri.v1.images\".pinned_images]\nsandbox = %q\n", image.DefaultRef)
 	}
-	text := fmt.Sprintf(stockConfig, d.stockDir()+"/root", d.stockDir()+"/run", ours, d.Address) + isolation
+	text := fmt.Sprintf(stockConfig, d.stockDir()+"/root", d.stockDir()+"/run", ours, d.Address, os.Getenv(runtimeEnv), d.stockDir()+"/runc") +
+		isolation + d.opts.EngineConfig
 	return os.WriteFile(d.ContainerdConfig(), []byte(text), 0o600)
 }
 

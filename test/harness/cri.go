@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"path/filepath"
+	"sync/atomic"
 	"time"
 
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -15,25 +16,15 @@ import (
 type CRI struct {
 	runtime.RuntimeServiceClient
 	Images runtime.ImageServiceClient
-	host   *Host
-	pods   int
+	// Handler is the runtime that pods run with.
+	Handler string
+	host    *Host
 }
 
 // CRI connects to CRI and gives it the test image.
 func (h *Host) CRI() *CRI {
 	h.t.Helper()
-	if h.conn == nil {
-		conn, err := h.Conn()
-		if err != nil {
-			h.t.Fatal(err)
-		}
-		h.conn = conn
-	}
-	c := &CRI{
-		RuntimeServiceClient: runtime.NewRuntimeServiceClient(h.conn),
-		Images:               runtime.NewImageServiceClient(h.conn),
-		host:                 h,
-	}
+	c := h.ConnectCRI(Handler)
 	h.Import(CRINamespace, Image)
 	// CRI learns of the image from containerd's events, which it cannot be asked about.
 	err := daemon.Poll(h.Context(time.Minute), scale(10*time.Second), func() error {
@@ -49,12 +40,32 @@ func (h *Host) CRI() *CRI {
 	return c
 }
 
+// ConnectCRI connects to CRI, for pods of a runtime.
+func (h *Host) ConnectCRI(handler string) *CRI {
+	h.t.Helper()
+	if h.conn == nil {
+		conn, err := h.Conn()
+		if err != nil {
+			h.t.Fatal(err)
+		}
+		h.conn = conn
+	}
+	return &CRI{
+		RuntimeServiceClient: runtime.NewRuntimeServiceClient(h.conn),
+		Images:               runtime.NewImageServiceClient(h.conn),
+		Handler:              handler,
+		host:                 h,
+	}
+}
+
+// pods counts the pods of all tests, so that each has a name of its own.
+var pods atomic.Int64
+
 // PodConfig is the configuration of a pod of its own namespaces, with a cgroup
 // that exists, as kubelet makes it. Tests change what they are about.
 func (c *CRI) PodConfig(network runtime.NamespaceMode) *runtime.PodSandboxConfig {
 	c.host.t.Helper()
-	c.pods++
-	name := fmt.Sprintf("pod%d", c.pods)
+	name := fmt.Sprintf("pod%d", pods.Add(1))
 	if err := c.host.AddCgroup("/" + c.host.Token + "/" + name); err != nil {
 		c.host.t.Fatal(err)
 	}
@@ -82,7 +93,7 @@ func (c *CRI) PodConfig(network runtime.NamespaceMode) *runtime.PodSandboxConfig
 func (c *CRI) RunPod(cfg *runtime.PodSandboxConfig) (podID string) {
 	t := c.host.t
 	t.Helper()
-	resp, err := c.RunPodSandbox(c.host.Context(time.Minute), &runtime.RunPodSandboxRequest{Config: cfg, RuntimeHandler: Handler})
+	resp, err := c.RunPodSandbox(c.host.Context(time.Minute), &runtime.RunPodSandboxRequest{Config: cfg, RuntimeHandler: c.Handler})
 	if err != nil {
 		t.Fatalf("RunPodSandbox: %v", err)
 	}

@@ -60,6 +60,14 @@ func New(t testing.TB, opts daemon.Options) *Host {
 	return h
 }
 
+// Share lets a test use a running daemon that others use, too, and that someone
+// else closes.
+func Share(t testing.TB, d *daemon.Daemon) *Host {
+	h := &Host{Daemon: d, t: t, clients: map[string]*containerd.Client{}}
+	t.Cleanup(h.disconnect)
+	return h
+}
+
 // Start makes a daemon, starts it and imports the image into the namespaces of
 // ctr and of CRI.
 func Start(t testing.TB, opts daemon.Options) *Host {
@@ -86,7 +94,7 @@ func (h *Host) Crash() {
 	}
 }
 
-func (h *Host) close() {
+func (h *Host) disconnect() {
 	for _, c := range h.clients {
 		_ = c.Close() // a connection to a daemon that goes away
 	}
@@ -95,6 +103,10 @@ func (h *Host) close() {
 			_ = conn.Close()
 		}
 	}
+}
+
+func (h *Host) close() {
+	h.disconnect()
 	ctx, cancel := context.WithTimeout(context.Background(), scale(time.Minute))
 	defer cancel()
 	if h.t.Failed() {

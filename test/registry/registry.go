@@ -1,4 +1,6 @@
-package main
+// Package registry serves images, from memory and on loopback, to servers that
+// have it as the mirror of every registry.
+package registry
 
 import (
 	"archive/tar"
@@ -7,10 +9,14 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
+	"os"
 	"path"
+	"path/filepath"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/distribution/reference"
 	"github.com/opencontainers/go-digest"
@@ -19,9 +25,8 @@ import (
 	"caisson/test/image"
 )
 
-// registry serves images, from memory, to a daemon that has it as the mirror of
-// every host. It is filled first and served then.
-type registry struct {
+// Registry is filled first and served then.
+type Registry struct {
 	manifests map[string]digest.Digest // "path:tag"
 	blobs     map[digest.Digest]blob   // manifests too
 }
@@ -31,12 +36,13 @@ type blob struct {
 	content   []byte
 }
 
-func newRegistry() *registry {
-	return &registry{manifests: map[string]digest.Digest{}, blobs: map[digest.Digest]blob{}}
+// New is a registry without images.
+func New() *Registry {
+	return &Registry{manifests: map[string]digest.Digest{}, blobs: map[digest.Digest]blob{}}
 }
 
-// add makes the image and serves it under its name, whatever its host.
-func (r *registry) add(opts image.Options) (digest.Digest, error) {
+// Add makes the image and serves it under its name, whatever its host.
+func (r *Registry) Add(opts image.Options) (digest.Digest, error) {
 	named, err := reference.ParseNormalizedNamed(opts.Ref)
 	if err != nil {
 		return "", fmt.Errorf("image %q: %w", opts.Ref, err)
@@ -75,8 +81,29 @@ func (r *registry) add(opts image.Options) (digest.Digest, error) {
 	return desc.Digest, nil
 }
 
+// Serve serves on loopback until close is called. In dir it makes the hosts.toml
+// that containerd's config_path wants: the registry is the mirror of every host
+// and that host itself.
+func (r *Registry) Serve(dir string) (close func() error, err error) {
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return nil, fmt.Errorf("registry: %w", err)
+	}
+	text := fmt.Sprintf("server = \"http://%[1]s\"\n[host.\"http://%[1]s\"]\ncapabilities = [\"pull\", \"resolve\"]\n", listener.Addr())
+	hosts := filepath.Join(dir, "_default")
+	if err = os.Mkdir(hosts, 0o755); err == nil {
+		err = os.WriteFile(filepath.Join(hosts, "hosts.toml"), []byte(text), 0o644)
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("registry: %w", err), listener.Close())
+	}
+	server := &http.Server{Handler: r, ReadHeaderTimeout: time.Minute}
+	go func() { _ = server.Serve(listener) }() // ends with Close
+	return server.Close, nil
+}
+
 // ServeHTTP is the part of the distribution API that a pull uses.
-func (r *registry) ServeHTTP(w http.ResponseWriter, req *http.Request) {
+func (r *Registry) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	w.Header().Set("Docker-Distribution-Api-Version", "registry/2.0")
 	rest, ok := strings.CutPrefix(req.URL.Path, "/v2/")
 	if !ok || (req.Method != http.MethodGet && req.Method != http.MethodHead) {

@@ -1,0 +1,58 @@
+// Package apart gives a test program network, mount and IPC namespaces of its
+// own: the host ports, rules of iptables, mounts and shared memory that a run
+// leaves end with it.
+package apart
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"runtime"
+	"syscall"
+	"time"
+
+	"github.com/vishvananda/netlink"
+)
+
+// env marks the process that has the namespaces.
+const env = "CAISSON_TEST_APART"
+
+// Run runs this program once more, with the same arguments, in namespaces of its
+// own. It returns twice: in the second process inside is true and loopback is
+// up; in the first, when the second has ended, err is an *exec.ExitError unless
+// it ended well. When ctx ends, the second process gets a SIGTERM.
+func Run(ctx context.Context) (inside bool, err error) {
+	if os.Getenv(env) != "" {
+		return true, loopbackUp()
+	}
+	self, err := os.Executable()
+	if err != nil {
+		return false, err
+	}
+	cmd := exec.CommandContext(ctx, self, os.Args[1:]...)
+	cmd.Env = append(os.Environ(), env+"=1")
+	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
+	cmd.SysProcAttr = &syscall.SysProcAttr{
+		Unshareflags: syscall.CLONE_NEWNET | syscall.CLONE_NEWNS | syscall.CLONE_NEWIPC,
+		// Without it, nobody would clear up after a program that was killed.
+		Pdeathsig: syscall.SIGTERM,
+	}
+	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
+	cmd.WaitDelay = 2 * time.Minute
+	// The signal comes when the thread ends, not the process.
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	if err := cmd.Run(); err != nil {
+		return false, fmt.Errorf("in namespaces of its own: %w", err)
+	}
+	return false, nil
+}
+
+func loopbackUp() error {
+	lo, err := netlink.LinkByName("lo")
+	if err != nil {
+		return fmt.Errorf("loopback: %w", err)
+	}
+	return netlink.LinkSetUp(lo)
+}
