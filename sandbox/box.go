@@ -130,6 +130,7 @@ func (c *Controller) newBox(rec boxRecord) *box {
 		RuntimeRoot:   c.cfg.Runtime.Root,
 		SystemdCgroup: c.cfg.Runtime.SystemdCgroup,
 		Membership:    b.membership,
+		StdinStays:    func() bool { return b.snapshot().Settings.CRI },
 		Events:        c.cfg.Events,
 	})
 	return b

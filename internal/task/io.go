@@ -50,7 +50,7 @@ func (p *process) openIO(ctx context.Context, host isolation.Host) (_ *processIO
 	if p.execID != "" {
 		identity.ContainerID = p.execID
 	}
-	hangup, err := stdio.WatchStdin(cfg)
+	hangup, err := p.watchStdin(cfg)
 	if err != nil {
 		return nil, fmt.Errorf("%v: %w", p, err)
 	}
@@ -85,6 +85,16 @@ func (p *process) openIO(ctx context.Context, host isolation.Host) (_ *processIO
 	// Only now that the keeper is kept can it be dropped.
 	p.onHangup(hangup)
 	return io, nil
+}
+
+// watchStdin waits for the client to close its end, if that means anything:
+// CRI opens a container's stdin again after a restart. It never comes back for
+// an exec's.
+func (p *process) watchStdin(cfg stdio.Config) (*stdio.Hangup, error) {
+	if p.execID == "" && p.c.set.cfg.StdinStays() {
+		return nil, nil
+	}
+	return stdio.WatchStdin(cfg)
 }
 
 // onHangup closes the process's input when its client closes it. Most clients

@@ -47,6 +47,9 @@ type Config struct {
 	SystemdCgroup bool
 	// Membership is what a container of the sandbox takes over from it.
 	Membership func(containerID string) oci.Membership
+	// StdinStays tells that the client comes back for the stdin of its containers
+	// after a restart, and says itself when it is closed.
+	StdinStays func() bool
 	Events     Publisher
 }
 

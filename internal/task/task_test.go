@@ -44,6 +44,7 @@ func newTestSet(t testing.TB) *Set {
 		RuntimeName: func() string { return "runc" },
 		RuntimeRoot: "/run/r",
 		Membership:  func(string) oci.Membership { return oci.Membership{} },
+		StdinStays:  func() bool { return false },
 		Events:      &journal{},
 	})
 }

@@ -16,25 +16,6 @@ import (
 	"caisson/test/harness"
 )
 
-// stockPod is a pod that goes through restarts.
-type stockPod struct {
-	id            string
-	cfg           *runtime.PodSandboxConfig
-	writer, ender string // containers
-	writerPid     int
-	enderPid      int
-}
-
-func startStockPod(t *testing.T, h *harness.Host, cri *harness.CRI, network runtime.NamespaceMode) *stockPod {
-	t.Helper()
-	p := &stockPod{cfg: cri.PodConfig(network)}
-	p.id = cri.RunPod(p.cfg)
-	p.writer = cri.RunContainer(p.id, p.cfg, cri.ContainerConfig("writer", `i=0; while [ ! -e /stop ]; do i=$((i+1)); echo line $i; usleep 5000; done; exit 3`))
-	p.ender = cri.RunContainer(p.id, p.cfg, cri.ContainerConfig("ender", "exec sleep 1000"))
-	p.writerPid, p.enderPid = containerPid(t, h, cri, p.writer), containerPid(t, h, cri, p.ender)
-	return p
-}
-
 func containerPid(t *testing.T, h *harness.Host, cri *harness.CRI, id string) int {
 	t.Helper()
 	resp, err := cri.ContainerStatus(h.Context(time.Minute), &runtime.ContainerStatusRequest{ContainerId: id, Verbose: true})
@@ -49,69 +30,6 @@ func expectReady(t *testing.T, h *harness.Host, cri *harness.CRI, pod string) {
 	status, err := cri.PodSandboxStatus(h.Context(time.Minute), &runtime.PodSandboxStatusRequest{PodSandboxId: pod})
 	if err != nil || status.Status.State != runtime.PodSandboxState_SANDBOX_READY {
 		t.Errorf("pod: %v, %v", status, err)
-	}
-}
-
-// TestStockContainerdRestarts: what runs goes on when a stock containerd is told
-// to stop, or killed, and starts again; one container ends while it is away.
-func TestStockContainerdRestarts(t *testing.T) {
-	for name, end := range map[string]func(*harness.Host) error{
-		"TERM": func(h *harness.Host) error { return h.StopContainerd(h.Context(time.Minute)) },
-		"KILL": func(h *harness.Host) error { return h.KillContainerd() },
-	} {
-		t.Run(name, func(t *testing.T) {
-			h := harness.Start(t, stock)
-			cri := h.CRI()
-			pods := []*stockPod{
-				startStockPod(t, h, cri, runtime.NamespaceMode_POD),
-				startStockPod(t, h, cri, runtime.NamespaceMode_NODE),
-				startStockPod(t, h, cri, runtime.NamespaceMode_POD),
-			}
-			cri.Shell(pods[0].writer, "usleep 100000")
-			if err := end(h); err != nil {
-				t.Fatal(err)
-			}
-			process := pidfd(t, pods[0].enderPid)
-			before := time.Now()
-			kill(t, pods[0].enderPid)
-			awaitEnd(t, h, process)
-			after := time.Now()
-			if err := h.StartContainerd(h.Context(time.Minute)); err != nil {
-				t.Fatal(err)
-			}
-
-			for i, p := range pods {
-				expectReady(t, h, cri, p.id)
-				cri.AwaitState(p.writer, runtime.ContainerState_CONTAINER_RUNNING)
-				if pid := containerPid(t, h, cri, p.writer); pid != p.writerPid {
-					t.Errorf("pid %d was %d before", pid, p.writerPid)
-				}
-				if i == 0 {
-					continue
-				}
-				cri.AwaitState(p.ender, runtime.ContainerState_CONTAINER_RUNNING)
-			}
-			status := cri.AwaitState(pods[0].ender, runtime.ContainerState_CONTAINER_EXITED)
-			finished := time.Unix(0, status.FinishedAt)
-			const tick = 20 * time.Millisecond
-			if status.ExitCode != 137 || finished.Before(before.Add(-tick)) || finished.After(after.Add(tick)) {
-				t.Errorf("exit code %d at %s; it ended between %s and %s", status.ExitCode, finished, before, after)
-			}
-			for _, p := range pods {
-				late := cri.RunContainer(p.id, p.cfg, cri.ContainerConfig("late", "exec sleep 1000"))
-				cri.Shell(late, "true")
-				// In the background: the end of the container ends what is in it.
-				cri.Shell(p.writer, "(usleep 100000; touch /stop) >/dev/null 2>&1 &")
-				if status := cri.AwaitState(p.writer, runtime.ContainerState_CONTAINER_EXITED); status.ExitCode != 3 {
-					t.Errorf("exit code of the writer %d", status.ExitCode)
-				}
-				checkLog(t, filepath.Join(p.cfg.LogDirectory, "writer.log"))
-			}
-			for _, p := range pods {
-				cri.Remove(p.id)
-			}
-			expectProcesses(t, h, map[string]int{"caissond": 1, "containerd": 1})
-		})
 	}
 }
 
