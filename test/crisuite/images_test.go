@@ -2,6 +2,8 @@ package crisuite
 
 import (
 	"fmt"
+	"os"
+	"os/exec"
 	"testing"
 	"time"
 
@@ -15,15 +17,27 @@ const (
 	// suiteImage is what containers run unless a spec is about something else.
 	suiteImage = "registry.example/suite:1"
 	pauseImage = "registry.example/pause:1"
+	// userImage has a user that is not root, by name, and a group by number.
+	userImage = "registry.example/user:1"
+	// setuidImage has a su that runs as root whoever starts it.
+	setuidImage = "registry.example/setuid:1"
 )
 
 // images is what the registry has.
 var images = map[string]image.Options{
 	suiteImage: {Files: map[string]string{"/etc/marked": "by the image\n"}},
-	pauseImage: {Cmd: []string{"sleep", "1000000"}},
+	// The first process of a pod without PID namespaces of its containers' own:
+	// it reaps whatever becomes its child.
+	pauseImage: {Cmd: []string{"sh", "-c", "trap 'exit 0' TERM; sleep 1000000 & while :; do wait; done"}},
+	userImage:  {User: "app:1003"},
 }
 
 func fill(r *registry.Registry) error {
+	busybox, err := readBusybox()
+	if err != nil {
+		return err
+	}
+	images[setuidImage] = image.Options{Files: map[string]string{"/suid/su": busybox}, Modes: map[string]int64{"/suid/su": 0o4755}}
 	for ref, opts := range images {
 		opts.Ref = ref
 		if _, err := r.Add(opts); err != nil {
@@ -31,6 +45,16 @@ func fill(r *registry.Registry) error {
 		}
 	}
 	return nil
+}
+
+// readBusybox is the program that images consist of.
+func readBusybox() (string, error) {
+	path, err := exec.LookPath("busybox")
+	if err != nil {
+		return "", image.ErrNoBusybox
+	}
+	content, err := os.ReadFile(path)
+	return string(content), err
 }
 
 // pull makes the server have an image.

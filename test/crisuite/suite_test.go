@@ -55,15 +55,20 @@ func eachAlone(t *testing.T, spec func(t *testing.T, s *server)) {
 	}
 	for _, name := range []string{embedded, stock, reference} {
 		t.Run(name, func(t *testing.T) {
-			s := &server{Host: harness.Share(t, running[name]), Name: name, t: t}
-			handler := harness.Handler
-			if name == reference {
-				handler = "runc"
-			}
-			s.CRI = s.Host.ConnectCRI(handler)
-			spec(t, s)
+			spec(t, use(t, name))
 		})
 	}
+}
+
+// use is a running server for a test.
+func use(t *testing.T, name string) *server {
+	s := &server{Host: harness.Share(t, running[name]), Name: name, t: t}
+	handler := harness.Handler
+	if name == reference {
+		handler = "runc"
+	}
+	s.CRI = s.Host.ConnectCRI(handler)
+	return s
 }
 
 // lacks ends a spec that this host cannot serve, and says why.
