@@ -1,10 +1,12 @@
-// Package apart gives a test program network, mount and IPC namespaces of its
-// own: the host ports, rules of iptables, mounts and shared memory that a run
-// leaves end with it.
+// Package apart gives a test program network, mount and IPC namespaces and a /run
+// of its own: the host ports, rules of iptables, mounts and shared memory that a
+// run leaves end with it, and the sockets and directories of containerd's shims,
+// which keep them in /run/containerd whatever they are told.
 package apart
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -13,6 +15,7 @@ import (
 	"time"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 )
 
 // env marks the process that has the namespaces.
@@ -24,7 +27,7 @@ const env = "CAISSON_TEST_APART"
 // it ended well. When ctx ends, the second process gets a SIGTERM.
 func Run(ctx context.Context) (inside bool, err error) {
 	if os.Getenv(env) != "" {
-		return true, loopbackUp()
+		return true, errors.Join(loopbackUp(), ownRun())
 	}
 	self, err := os.Executable()
 	if err != nil {
@@ -55,4 +58,11 @@ func loopbackUp() error {
 		return fmt.Errorf("loopback: %w", err)
 	}
 	return netlink.LinkSetUp(lo)
+}
+
+func ownRun() error {
+	if err := unix.Mount("run", "/run", "tmpfs", 0, "mode=0755"); err != nil {
+		return fmt.Errorf("mount /run: %w", err)
+	}
+	return os.MkdirAll("/run/containerd/s", 0o711)
 }

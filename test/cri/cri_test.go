@@ -35,10 +35,12 @@ func TestReport(t *testing.T) {
 	if err := os.WriteFile(path, []byte(report), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	var out strings.Builder
-	if err := printReport(&out, path); err != nil {
+	suites, err := readReport(path)
+	if err != nil {
 		t.Fatal(err)
 	}
+	var out strings.Builder
+	printReport(&out, suites)
 	for _, want := range []string{"failed   a pod bad\n         why\n", "skipped  absent\n", "panicked worse", "1 passed, 2 failed, 1 skipped, 0 pending in 2 s"} {
 		if !strings.Contains(out.String(), want) {
 			t.Errorf("no %q in\n%s", want, out.String())
@@ -46,5 +48,41 @@ func TestReport(t *testing.T) {
 	}
 	if strings.Contains(out.String(), "left out") {
 		t.Error("a spec that was left out is shown")
+	}
+}
+
+// TestCompare: worse is what passed there and does not here.
+func TestCompare(t *testing.T) {
+	it := func(name, state string) spec { return spec{LeafNodeType: "It", LeafNodeText: name, State: state} }
+	why := func(s spec) spec { s.Failure.Message = "why"; return s }
+	reference := []spec{it("good", "passed"), it("bad", "failed"), why(it("absent", "skipped")), it("left out", "skipped")}
+	tests := map[string]struct {
+		here  []spec
+		part  bool
+		worse bool
+		want  string
+	}{
+		"same":         {here: reference, want: "3 of 3 specs have the same result, 0 are worse"},
+		"fails":        {here: []spec{it("good", "failed"), reference[1], reference[2]}, worse: true, want: "passed there, failed here"},
+		"panics":       {here: []spec{it("good", "panicked"), reference[1], reference[2]}, worse: true, want: "passed there, panicked here"},
+		"skipped":      {here: []spec{why(it("good", "skipped")), reference[1], reference[2]}, want: "2 of 3 specs have the same result, 0 are worse"},
+		"not skipped":  {here: []spec{reference[0], reference[1], it("absent", "failed")}, worse: true, want: "skipped there, failed here"},
+		"better":       {here: []spec{reference[0], it("bad", "passed"), reference[2]}, want: "failed there, passed here"},
+		"not run":      {here: []spec{it("good", "skipped"), reference[1], reference[2]}, worse: true, want: "passed there, not run here"},
+		"a part":       {here: []spec{it("good", "skipped"), reference[1]}, part: true, want: "1 of 1 specs"},
+		"new fails":    {here: append([]spec{it("new", "failed")}, reference...), worse: true, want: "absent there, failed here"},
+		"no test runs": {here: append([]spec{{LeafNodeType: "BeforeSuite", State: "failed"}}, reference...), worse: true, want: "unknown there, failed here"},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			var out strings.Builder
+			err := compare(&out, []suite{{SpecReports: reference}}, []suite{{SpecReports: tt.here}}, tt.part)
+			if (err != nil) != tt.worse || !strings.Contains(out.String(), tt.want) {
+				t.Errorf("worse %t, want %t and %q; %v\n%s", err != nil, tt.worse, tt.want, err, out.String())
+			}
+		})
+	}
+	if err := compare(&strings.Builder{}, nil, []suite{{SpecReports: reference}}, false); err == nil {
+		t.Error("compared with an empty report")
 	}
 }

@@ -4,8 +4,7 @@
 //
 // critest pulls images all the time, so the images it wants are made here and
 // served by a registry on loopback, which the daemon has as the mirror of every
-// host. All of it happens in network, mount and IPC namespaces of its own: the
-// host ports, rules of iptables and shared memory that a run leaves end with it.
+// host. All of it happens in namespaces and with a /run of its own.
 package main
 
 import (
@@ -27,10 +26,19 @@ import (
 )
 
 type options struct {
-	critest, busybox, webserver, out string
-	engine, handler, focus, skip     string
-	limit                            time.Duration
+	critest, busybox, webserver, out, reference string
+	engine, handler, focus, skip                string
+	shim                                        bool
+	limit                                       time.Duration
 }
+
+// engineShim is a stock containerd that knows Caisson by its shim binary only:
+// the handler's pods are containerd's own, and nobody but the shim binary starts
+// caissond.
+const (
+	engineShim  = "shim"
+	shimHandler = "caisson-shim" // test/daemon configures it
+)
 
 func main() {
 	var o options
@@ -38,8 +46,9 @@ func main() {
 	flag.StringVar(&o.busybox, "busybox", "build/cri/busybox", "what the images consist of")
 	flag.StringVar(&o.webserver, "webserver", "build/cri/webserver", "stands in for nginx and httpd")
 	flag.StringVar(&o.out, "out", "build/cri", "where the logs and the report go")
-	flag.StringVar(&o.engine, "engine", daemon.EngineEmbedded, "stock for an unmodified containerd beside caissond")
+	flag.StringVar(&o.engine, "engine", daemon.EngineEmbedded, "stock for an unmodified containerd beside caissond; shim for one that has the shim binary only")
 	flag.StringVar(&o.handler, "handler", "caisson", "CRI's name of the runtime; runc for the reference, which wants containerd-shim-runc-v2 in PATH")
+	flag.StringVar(&o.reference, "compare", "", "report.json of another run: fail if a spec fails that did not there, instead of if one fails")
 	flag.StringVar(&o.focus, "focus", "", "run only specs that match this regular expression")
 	flag.StringVar(&o.skip, "skip", "", "leave out specs that match this regular expression")
 	flag.DurationVar(&o.limit, "limit", 15*time.Minute, "how long critest may take")
@@ -57,10 +66,13 @@ func start(ctx context.Context, o options) error {
 	if o.critest == "" {
 		return errors.New("say where critest is: -critest PATH")
 	}
+	if o.shim = o.engine == engineShim; o.shim {
+		o.engine, o.handler = daemon.EngineStock, shimHandler
+	}
 	if os.Getuid() != 0 {
 		return errors.New("it needs root, for namespaces, mounts and cgroups")
 	}
-	if inside, err := apart.Run(ctx); !inside {
+	if inside, err := apart.Run(ctx); !inside || err != nil {
 		return err
 	}
 	return run(ctx, o)
@@ -113,40 +125,65 @@ func run(ctx context.Context, o options) (err error) {
 	return errors.Join(err, closeErr, cgroupErr)
 }
 
-// conform runs critest against the daemon, and keeps its log and the daemon's.
+// conform starts the daemon, runs critest against it, and keeps the logs.
 func conform(ctx context.Context, d *daemon.Daemon, o options, sum string) (err error) {
 	if err := os.MkdirAll(o.out, 0o755); err != nil {
 		return err
 	}
-	tmp := filepath.Join(d.Dir, "tmp")
-	if err := os.Mkdir(tmp, 0o755); err != nil {
-		return err
+	logs, begin := []string{d.LogFile}, d.Start
+	if d.Stock() {
+		logs = append(logs, filepath.Join(d.Dir, "containerd.log"))
 	}
-	binary, err := withDigest(o.critest, filepath.Join(tmp, "critest"), sum)
-	if err != nil {
-		return err
+	if o.shim {
+		logs[0], begin = filepath.Join(d.State, "caissond.log"), d.StartContainerd
 	}
-	if err := d.Start(ctx); err != nil {
+	if err := begin(ctx); err != nil {
 		return err
 	}
 	defer func() {
-		err = errors.Join(err, copyFile(d.LogFile, filepath.Join(o.out, "caissond.log")))
-		if d.Stock() {
-			err = errors.Join(err, copyFile(filepath.Join(d.Dir, "containerd.log"), filepath.Join(o.out, "containerd.log")))
+		for i, name := range []string{"caissond.log", "containerd.log"}[:len(logs)] {
+			err = errors.Join(err, copyFile(logs[i], filepath.Join(o.out, name)))
 		}
 	}()
-
-	report, err := filepath.Abs(filepath.Join(o.out, "report.json"))
+	ctx, cancel := context.WithTimeout(ctx, o.limit)
+	defer cancel()
+	suites, runErr := critest(ctx, d, o, sum)
+	if len(suites) == 0 {
+		return errors.Join(runErr, errors.New("critest reports nothing"))
+	}
+	printReport(os.Stdout, suites)
+	if o.reference == "" || ctx.Err() != nil {
+		return runErr
+	}
+	reference, err := readReport(o.reference)
 	if err != nil {
 		return err
+	}
+	return compare(os.Stdout, reference, suites, o.focus+o.skip != "")
+}
+
+// critest runs it and returns its report. The error is nil if all specs passed.
+func critest(ctx context.Context, d *daemon.Daemon, o options, sum string) ([]suite, error) {
+	tmp := filepath.Join(d.Dir, "tmp")
+	if err := os.Mkdir(tmp, 0o755); err != nil {
+		return nil, err
+	}
+	binary, err := withDigest(o.critest, filepath.Join(tmp, "critest"), sum)
+	if err != nil {
+		return nil, err
+	}
+	report, err := filepath.Abs(filepath.Join(o.out, "report.json"))
+	if err != nil {
+		return nil, err
+	}
+	if err := os.Remove(report); err != nil && !errors.Is(err, os.ErrNotExist) { // that of an earlier run
+		return nil, err
 	}
 	log, err := os.Create(filepath.Join(o.out, "critest.log"))
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer log.Close()
-	ctx, cancel := context.WithTimeout(ctx, o.limit)
-	defer cancel()
 	args := []string{
 		"-runtime-endpoint", "unix://" + d.Address, "-image-endpoint", "unix://" + d.Address,
 		"-runtime-handler", o.handler, "-nri-socket", filepath.Join(d.State, "nri.sock"),
@@ -165,11 +202,9 @@ func conform(ctx context.Context, d *daemon.Daemon, o options, sum string) (err 
 	cmd.WaitDelay = time.Minute
 	fmt.Printf("test-cri: critest runs, its log is %s\n", log.Name())
 	runErr := cmd.Run()
-	if err := printReport(os.Stdout, report); err != nil {
-		return errors.Join(runErr, err)
-	}
 	if runErr != nil {
-		return fmt.Errorf("critest: %w", runErr)
+		runErr = fmt.Errorf("critest: %w", runErr)
 	}
-	return nil
+	suites, err := readReport(report)
+	return suites, errors.Join(runErr, err)
 }
