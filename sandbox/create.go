@@ -89,8 +89,10 @@ func (c *Controller) Create(ctx context.Context, sb core.Sandbox, opts ...core.C
 
 // createRecord writes the sandbox's record, unless its client has done so: one
 // that uses our Store as containerd's clients use theirs does that first.
+// containerd's own sandboxer has a store of its own, and says nothing here when
+// it removes a sandbox that a restart of the host has ended.
 func (b *box) createRecord(ctx context.Context, sb core.Sandbox) error {
-	if b.snapshot().ClientsRecord {
+	if rec := b.snapshot(); rec.ClientsRecord || rec.ByShim {
 		return nil
 	}
 	if sb.Runtime.Name == "" {
@@ -102,7 +104,7 @@ func (b *box) createRecord(ctx context.Context, sb core.Sandbox) error {
 
 // deleteRecord deletes the record that createRecord wrote. It may be repeated.
 func (b *box) deleteRecord(ctx context.Context) error {
-	if b.snapshot().ClientsRecord {
+	if rec := b.snapshot(); rec.ClientsRecord || rec.ByShim {
 		return nil
 	}
 	if err := b.c.cfg.Store.Delete(ctx, b.k.id); err != nil && !errdefs.IsNotFound(err) {

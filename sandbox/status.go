@@ -155,6 +155,9 @@ func (c *Controller) Metrics(ctx context.Context, sandboxID string) (*types.Metr
 func (b *box) cgroup() (*cgroup.Group, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	if b.rec.NoFiles {
+		return nil, fmt.Errorf("%s: %w", b.rec.Reason, errdefs.ErrNotFound)
+	}
 	if b.group == nil {
 		group, err := cgroup.Load(b.rec.Cgroup)
 		if err != nil {

@@ -12,6 +12,7 @@ import (
 
 	"caisson/internal/cgroup"
 	"caisson/internal/isolation"
+	"caisson/internal/network"
 	"caisson/internal/task"
 )
 
@@ -120,10 +121,14 @@ func (b *box) takeDown(ctx context.Context) error {
 
 func (b *box) teardownNetwork(ctx context.Context) error {
 	rec := b.snapshot()
-	if rec.Kind != kindSandbox || !ownsNetwork(rec) || rec.NoFiles {
+	if rec.Kind != kindSandbox || !ownsNetwork(rec) && !rec.NoFiles {
 		return nil
 	}
-	if err := b.c.cfg.Network.Teardown(ctx, b.networkRequest(rec)); err != nil {
+	req := b.networkRequest(rec)
+	if rec.NoFiles {
+		req.Mode = network.CNI // Nobody knows; addresses that it gave are still taken.
+	}
+	if err := b.c.cfg.Network.Teardown(ctx, req); err != nil {
 		return fmt.Errorf("sandbox %q: network: %w", rec.ID, err)
 	}
 	return nil
@@ -203,7 +208,11 @@ func (b *box) remove(ctx context.Context) error {
 		return err
 	}
 	rec := b.snapshot()
-	if !rec.NoFiles {
+	if rec.NoFiles {
+		if err := b.teardownNetwork(ctx); err != nil {
+			return err
+		}
+	} else {
 		if err := b.removeCgroup(ctx); err != nil {
 			return err
 		}

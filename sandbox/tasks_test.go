@@ -592,6 +592,9 @@ func TestRebootStopsSandboxes(t *testing.T) {
 	if err != nil || status.State != stateNotReady || !strings.Contains(status.Info["info"], "restarted") {
 		t.Errorf("status %+v, %v", status, err)
 	}
+	if m, err := r.ctl.Metrics(ctx, "old"); !errdefs.IsNotFound(err) {
+		t.Errorf("metrics %v, %v", m, err)
+	}
 	if err := r.ctl.Shutdown(ctx, "old"); err != nil {
 		t.Error(err)
 	}
@@ -621,6 +624,12 @@ func TestCleanupRemovesOnlyTheSandboxesOfContainerdsSandboxer(t *testing.T) {
 	}
 	r.run("shimmed", &api.Options{})
 	r.run("proxied", &api.Options{})
+	if _, err := r.store.Get(ctx, "shimmed"); !errdefs.IsNotFound(err) {
+		t.Errorf("record of a sandbox that containerd keeps itself: %v", err)
+	}
+	if err := r.ctl.Update(ctx, "shimmed", core.Sandbox{Labels: map[string]string{"a": "b"}}, "labels"); err != nil {
+		t.Error(err)
+	}
 	r.close()
 	r.open() // it is remembered
 	for _, id := range []string{"shimmed", "proxied"} {
@@ -630,9 +639,6 @@ func TestCleanupRemovesOnlyTheSandboxesOfContainerdsSandboxer(t *testing.T) {
 	}
 	if _, err := r.ctl.Status(ctx, "shimmed", false); !errdefs.IsNotFound(err) {
 		t.Errorf("what containerd gave up on is there: %v", err)
-	}
-	if _, err := r.store.Get(ctx, "shimmed"); !errdefs.IsNotFound(err) {
-		t.Errorf("its record is there: %v", err)
 	}
 	if st, err := r.ctl.Status(ctx, "proxied", false); err != nil || st.State != stateReady {
 		t.Errorf("the other sandbox: %+v, %v", st, err)

@@ -40,17 +40,25 @@ func (c *Controller) Update(ctx context.Context, sandboxID string, sb core.Sandb
 		return fmt.Errorf("sandbox %q: update: %w", sandboxID, err)
 	}
 	sb.ID = sandboxID
-	old, err := c.cfg.Store.Get(ctx, sandboxID)
+	if err := b.updateRecord(ctx, sb, fields); err != nil {
+		return err
+	}
+	return b.apply(change)
+}
+
+func (b *box) updateRecord(ctx context.Context, sb core.Sandbox, fields []string) error {
+	if b.snapshot().ByShim {
+		return nil // Its record is in containerd's store.
+	}
+	old, err := b.c.cfg.Store.Get(ctx, sb.ID)
 	if err != nil {
 		return err
 	}
 	if sb.Runtime.Name == "" {
 		sb.Runtime = old.Runtime
 	}
-	if _, err := c.cfg.Store.Update(ctx, sb, fields...); err != nil {
-		return err
-	}
-	return b.apply(change)
+	_, err = b.c.cfg.Store.Update(ctx, sb, fields...)
+	return err
 }
 
 // change is what an update asks of a running sandbox.

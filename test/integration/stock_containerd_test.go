@@ -43,7 +43,10 @@ func runStockPod(t *testing.T, h *harness.Host, cri *harness.CRI, cfg *runtime.P
 		t.Fatalf("RunPodSandbox: %v", err)
 	}
 	p := &stockPod{id: resp.PodSandboxId, cfg: cfg}
-	p.writer = cri.RunContainer(p.id, cfg, cri.ContainerConfig("writer", `i=0; while [ ! -e /stop ]; do i=$((i+1)); echo line $i; usleep 20000; done; exit 3`))
+	t.Cleanup(func() { cri.Remove(p.id) })
+	writer := cri.ContainerConfig("writer", `i=0; while [ ! -e /stop ]; do i=$((i+1)); echo line $i; usleep 20000; done; exit 3`)
+	writer.Metadata.Attempt = cfg.Metadata.Attempt
+	p.writer = cri.RunContainer(p.id, cfg, writer)
 	p.writerPid = containerPid(t, h, cri, p.writer)
 	return p
 }

@@ -69,16 +69,32 @@ func (s *Snapshot) New(token string) ([]string, error) {
 // detached, cgroups, namespaces, links and files removed. It is for tests that
 // failed, so that one leak does not fail the next test too.
 func (s *Snapshot) Clean(token string) error {
+	_, err := s.clean(token, append(volatile, "file"))
+	return err
+}
+
+// volatile are the kinds of things that end with the machine, in an order in
+// which they can be removed.
+var volatile = []string{"process", "mount", "cgroup", "netns", "link"}
+
+// PowerOff removes what New lists and a machine loses with its power. What it
+// finds may hold other things for a moment: repeat it until it finds nothing.
+func (s *Snapshot) PowerOff(token string) (found int, err error) {
+	return s.clean(token, volatile)
+}
+
+func (s *Snapshot) clean(token string, kinds []string) (found int, err error) {
 	things, err := s.diff(token)
 	errs := []error{err}
-	for _, kind := range []string{"process", "mount", "cgroup", "netns", "link", "file"} {
+	for _, kind := range kinds {
 		for _, t := range slices.Backward(things) { // children sort after their parents
 			if strings.HasPrefix(t.line, kind) && t.remove != nil {
+				found++
 				errs = append(errs, t.remove())
 			}
 		}
 	}
-	return errors.Join(errs...)
+	return found, errors.Join(errs...)
 }
 
 func (s *Snapshot) diff(token string) ([]thing, error) {
