@@ -100,12 +100,16 @@ func (b *box) writeHosts() error {
 }
 
 // writeFile writes in place, so that a container that has the file mounted sees
-// the change.
+// the change. The file is the sandbox's root's, who may change it as well.
 func (b *box) writeFile(name, text string) error {
 	if err := os.WriteFile(b.path(name), []byte(text), 0o644); err != nil {
 		return fmt.Errorf("sandbox %q: %w", b.k.id, err)
 	}
 	if err := os.Chmod(b.path(name), 0o644); err != nil { // whatever the umask
+		return fmt.Errorf("sandbox %q: %w", b.k.id, err)
+	}
+	uid, gid, _ := b.snapshot().Settings.root()
+	if err := os.Chown(b.path(name), uid, gid); err != nil {
 		return fmt.Errorf("sandbox %q: %w", b.k.id, err)
 	}
 	return nil
@@ -161,7 +165,8 @@ func (b *box) mountShm() error {
 	if size == 0 {
 		size = defaultShmSize
 	}
-	return b.mountTmpfs("shm", fmt.Sprintf("mode=1777,size=%d", size))
+	uid, gid, _ := s.root()
+	return b.mountTmpfs("shm", fmt.Sprintf("mode=1777,size=%d,uid=%d,gid=%d", size, uid, gid))
 }
 
 func (b *box) mountTmpfs(name, options string) error {

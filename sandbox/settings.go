@@ -6,7 +6,6 @@ import (
 	"net/netip"
 	"os"
 	"regexp"
-	"slices"
 	"strings"
 
 	core "github.com/containerd/containerd/v2/core/sandbox"
@@ -58,6 +57,14 @@ const (
 )
 
 func (s settings) userNS() bool { return len(s.UIDs) > 0 }
+
+// root is who the sandbox's root is on the host, 0 and 0 without a user
+// namespace; mapped says whether one has a root at all.
+func (s settings) root() (uid, gid int, mapped bool) {
+	uid, uidMapped := hostRoot(s.UIDs)
+	gid, gidMapped := hostRoot(s.GIDs)
+	return uid, gid, uidMapped && gidMapped
+}
 
 // parseSettings reads what a client passed to Create. InvalidArgument: options
 // of another kind, or values that cannot be.
@@ -295,9 +302,14 @@ func criMappings(list []*cri.IDMapping) []specs.LinuxIDMapping {
 	return out
 }
 
-// mapsRoot tells if ID 0 of the user namespace is somebody.
-func mapsRoot(list []specs.LinuxIDMapping) bool {
-	return slices.ContainsFunc(list, func(m specs.LinuxIDMapping) bool { return m.ContainerID == 0 && m.Size > 0 })
+// hostRoot is who user or group 0 of a mapping is on the host.
+func hostRoot(list []specs.LinuxIDMapping) (id int, mapped bool) {
+	for _, m := range list {
+		if m.ContainerID == 0 && m.Size > 0 {
+			return int(m.HostID), true
+		}
+	}
+	return 0, false
 }
 
 func criResources(r *cri.LinuxContainerResources) *specs.LinuxResources {
@@ -324,7 +336,8 @@ func (s settings) check() error {
 	if (len(s.UIDs) == 0) != (len(s.GIDs) == 0) {
 		return invalid("a user namespace needs mappings of users and groups, both")
 	}
-	if s.userNS() && (!mapsRoot(s.UIDs) || !mapsRoot(s.GIDs)) {
+	_, _, mapped := s.root()
+	if s.userNS() && !mapped {
 		return invalid("a user namespace needs mappings of user 0 and group 0: the sandbox's own processes have them")
 	}
 	if len(s.Ports) > 0 && s.Network != network.CNI {

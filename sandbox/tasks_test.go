@@ -424,6 +424,12 @@ func TestUserNamespace(t *testing.T) {
 	if err != nil || strings.Join(strings.Fields(string(got)), " ") != "0 100000 65536" {
 		t.Errorf("uid_map %q, %v", got, err)
 	}
+	for _, name := range []string{"etc/hostname", "etc/hosts", "etc/resolv.conf", "shm"} {
+		var st unix.Stat_t
+		if err := unix.Stat(r.path("sb", name), &st); err != nil || st.Uid != 100000 || st.Gid != 100000 {
+			t.Errorf("%s belongs to %d:%d, not to the sandbox's root (%v)", name, st.Uid, st.Gid, err)
+		}
+	}
 	spec := &specs.Spec{}
 	if err := json.Unmarshal(inst.Spec.GetValue(), spec); err != nil {
 		t.Fatal(err)

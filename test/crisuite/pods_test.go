@@ -67,7 +67,9 @@ func (p *pod) start(cfg *runtime.ContainerConfig) (id string, err error) {
 // sleeper runs a container that does nothing until it is stopped.
 func (p *pod) sleeper(name string, change ...func(*runtime.ContainerConfig)) (id string) {
 	p.s.t.Helper()
-	id, err := p.start(p.config(name, "exec sleep 1000", change...))
+	cfg := p.config(name, "", change...)
+	cfg.Command = []string{"sleep", "1000"}
+	id, err := p.start(cfg)
 	if err != nil {
 		p.s.t.Fatal(err)
 	}

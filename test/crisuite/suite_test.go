@@ -13,8 +13,6 @@ import (
 	"testing"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"caisson/test/apart"
 	"caisson/test/daemon"
 	"caisson/test/harness"
@@ -43,7 +41,10 @@ var running map[string]*daemon.Daemon
 func each(t *testing.T, spec func(t *testing.T, s *server)) {
 	t.Helper()
 	t.Parallel()
-	eachAlone(t, spec)
+	eachAlone(t, func(t *testing.T, s *server) {
+		t.Parallel()
+		spec(t, s)
+	})
 }
 
 // eachAlone is for specs that others would disturb: nothing runs beside them
@@ -109,9 +110,6 @@ func run(ctx context.Context, m *testing.M) (code int, err error) {
 	if inside, err := apart.Run(ctx); !inside || err != nil {
 		return 0, err
 	}
-	if err := ownRun(); err != nil {
-		return 0, err
-	}
 	mirrors, err := os.MkdirTemp("", "mirrors")
 	if err != nil {
 		return 0, err
@@ -153,15 +151,6 @@ func run(ctx context.Context, m *testing.M) (code int, err error) {
 		err = errors.Join(err, end(context.WithoutCancel(ctx), d, code != 0))
 	}
 	return code, err
-}
-
-// ownRun gives the suite a /run of its own: shims of containerd keep their
-// sockets there, whatever they are told, and leave the directory.
-func ownRun() error {
-	if err := unix.Mount("run", "/run", "tmpfs", 0, "mode=0755"); err != nil {
-		return fmt.Errorf("mount /run: %w", err)
-	}
-	return os.MkdirAll("/run/containerd/s", 0o711)
 }
 
 // end stops a server and says what it left, and after a failure what it logged.
