@@ -1,11 +1,13 @@
 package harness
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"io"
 	"net/http"
 	"net/url"
+	"slices"
 	"strconv"
 	"testing"
 	"time"
@@ -50,7 +52,9 @@ func dialStream(t testing.TB, address, protocol string) *Stream {
 	if err != nil {
 		t.Fatalf("upgrade %s: %v", address, err)
 	}
-	t.Cleanup(func() { _ = conn.Close() }) // closed by the other side, most of the time
+	// It is closed by the other side, most of the time. After a minute, whoever
+	// still reads from it gets an error.
+	context.AfterFunc(Context(t, time.Minute), func() { _ = conn.Close() })
 	return &Stream{t: t, conn: conn}
 }
 
@@ -67,35 +71,57 @@ func (s *Stream) open(header map[string]string) httpstream.Stream {
 	return stream
 }
 
-// Session is a process that is attached to by a stream.
+// Session is a process that is attached to by streams.
 type Session struct {
-	t      testing.TB
+	*Stream
 	result httpstream.Stream
+	resize httpstream.Stream // nil if it was not asked for, like those below
 	Stdin  httpstream.Stream
 	Stdout httpstream.Stream
-	Stderr httpstream.Stream // nil with a terminal
+	Stderr httpstream.Stream
 }
 
 // Attach opens the URL of an Exec or Attach that asked for stdin, stdout and,
 // without a terminal, stderr.
 func (h *Host) Attach(address string, terminal bool) *Session {
 	h.t.Helper()
-	s := dialStream(h.t, address, execProtocol)
-	session := &Session{
-		t:      h.t,
-		result: s.open(map[string]string{"streamType": "error"}),
-		Stdin:  s.open(map[string]string{"streamType": "stdin"}),
-		Stdout: s.open(map[string]string{"streamType": "stdout"}),
+	if !terminal {
+		return h.Session(address, "stdin", "stdout", "stderr")
 	}
-	if terminal {
-		resize := s.open(map[string]string{"streamType": "resize"})
-		if _, err := io.WriteString(resize, `{"Width":90,"Height":20}`); err != nil {
-			h.t.Fatal(err)
+	session := h.Session(address, "stdin", "stdout", "resize")
+	session.Resize(90, 20)
+	return session
+}
+
+// Session opens the URL of an Exec or Attach and those streams that it asked for.
+func (h *Host) Session(address string, streams ...string) *Session {
+	h.t.Helper()
+	s := dialStream(h.t, address, execProtocol)
+	session := &Session{Stream: s, result: s.open(map[string]string{"streamType": "error"})}
+	for name, stream := range map[string]*httpstream.Stream{
+		"stdin": &session.Stdin, "stdout": &session.Stdout, "stderr": &session.Stderr, "resize": &session.resize,
+	} {
+		if slices.Contains(streams, name) {
+			*stream = s.open(map[string]string{"streamType": name})
 		}
-	} else {
-		session.Stderr = s.open(map[string]string{"streamType": "stderr"})
 	}
 	return session
+}
+
+// Resize tells the size of the client's terminal.
+func (s *Session) Resize(width, height int) {
+	s.t.Helper()
+	if _, err := fmt.Fprintf(s.resize, `{"Width":%d,"Height":%d}`, width, height); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+// Close leaves the process alone, as a client does that goes away.
+func (s *Session) Close() {
+	s.t.Helper()
+	if err := s.conn.Close(); err != nil {
+		s.t.Fatal(err)
+	}
 }
 
 // Wait returns the exit code of an Exec, which comes in the way kubectl gets it.
@@ -129,12 +155,33 @@ func (s *Session) Wait() int {
 // Forward opens the URL of a PortForward and connects to a port in the pod.
 func (h *Host) Forward(address string, port int) io.ReadWriteCloser {
 	h.t.Helper()
-	s := dialStream(h.t, address, forwardProtocol)
+	data, _ := h.Forwarder(address).Connect(port)
+	return data
+}
+
+// Forwarder is what the URL of a PortForward leads to.
+type Forwarder struct {
+	*Stream
+	connections int
+}
+
+// Forwarder opens the URL of a PortForward, for any number of connections.
+func (h *Host) Forwarder(address string) *Forwarder {
+	h.t.Helper()
+	return &Forwarder{Stream: dialStream(h.t, address, forwardProtocol)}
+}
+
+// Connect connects to a port in the pod. If that fails, failure says why;
+// otherwise it is empty and ends with the connection.
+func (f *Forwarder) Connect(port int) (data io.ReadWriteCloser, failure io.Reader) {
+	f.t.Helper()
+	f.connections++
 	header := func(kind string) map[string]string {
-		return map[string]string{"streamType": kind, "port": fmt.Sprint(port), "requestID": "1"}
+		return map[string]string{"streamType": kind, "port": fmt.Sprint(port), "requestID": fmt.Sprint(f.connections)}
 	}
-	if err := s.open(header("error")).Close(); err != nil { // nothing is sent there, only received
-		h.t.Fatal(err)
+	errors := f.open(header("error"))
+	if err := errors.Close(); err != nil { // nothing is sent there, only received
+		f.t.Fatal(err)
 	}
-	return s.open(header("data"))
+	return f.open(header("data")), errors
 }
