@@ -64,5 +64,6 @@ func ownRun() error {
 	if err := unix.Mount("run", "/run", "tmpfs", 0, "mode=0755"); err != nil {
 		return fmt.Errorf("mount /run: %w", err)
 	}
-	return os.MkdirAll("/run/containerd/s", 0o711)
+	// Their sockets, and the state of the runc that they start.
+	return errors.Join(os.MkdirAll("/run/containerd/s", 0o711), os.Mkdir("/run/containerd/runc", 0o711))
 }
