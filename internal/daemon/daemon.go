@@ -62,6 +62,9 @@ func Run(ctx context.Context, cfg config.Config) (err error) {
 		"version": version.String(), "root": cfg.Root, "state": cfg.State, "engine": string(cfg.Engine), "config": cfg.File,
 	}).Info("caissond starts")
 
+	if err := serveDebug(ctx, &steps, cfg); err != nil {
+		return err
+	}
 	parts, err := wire(ctx, &steps, cfg)
 	if err != nil {
 		return err

@@ -108,6 +108,7 @@ func TestSandboxer(t *testing.T) {
 	for name, mode := range map[string]os.FileMode{
 		cfg.Root: rootMode, cfg.State: stateMode,
 		cfg.State + "/sandboxer.sock": 0o600, cfg.State + "/sandboxer.sock.ttrpc": 0o600, cfg.State + "/shim.sock": 0o600,
+		cfg.State + "/debug.sock": 0o600,
 	} {
 		if st, err := os.Stat(name); err != nil || st.Mode().Perm() != mode {
 			t.Errorf("%s: %v, %v, want %#o", name, st, err, mode)
