@@ -118,10 +118,7 @@ func (s *Session) Resize(width, height int) {
 
 // Close leaves the process alone, as a client does that goes away.
 func (s *Session) Close() {
-	s.t.Helper()
-	if err := s.conn.Close(); err != nil {
-		s.t.Fatal(err)
-	}
+	_ = s.conn.Close() // the other side closes as soon as the first stream ends
 }
 
 // Wait returns the exit code of an Exec, which comes in the way kubectl gets it.
