@@ -21,6 +21,8 @@ const (
 	userImage = "registry.example/user:1"
 	// setuidImage has a su that runs as root whoever starts it.
 	setuidImage = "registry.example/setuid:1"
+	// volumeImage is mounted, not run.
+	volumeImage = "registry.example/volume:1"
 )
 
 // images is what the registry has.
@@ -28,8 +30,9 @@ var images = map[string]image.Options{
 	suiteImage: {Files: map[string]string{"/etc/marked": "by the image\n"}},
 	// The first process of a pod without PID namespaces of its containers' own:
 	// it reaps whatever becomes its child.
-	pauseImage: {Cmd: []string{"sh", "-c", "trap 'exit 0' TERM; sleep 1000000 & while :; do wait; done"}},
-	userImage:  {User: "app:1003"},
+	pauseImage:  {Cmd: []string{"sh", "-c", "trap 'exit 0' TERM; sleep 1000000 & while :; do wait; done"}},
+	userImage:   {User: "app:1003"},
+	volumeImage: {Files: map[string]string{"/data/deep/file": "of the volume\n"}},
 }
 
 func fill(r *registry.Registry) error {
