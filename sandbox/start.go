@@ -150,9 +150,18 @@ func userNS(rec boxRecord) (*os.File, error) {
 	return network.NewUserNS(rec.Settings.UIDs, rec.Settings.GIDs)
 }
 
-// spec describes the sandbox as an OCI specification: its namespaces by path,
-// for clients that join them without a pid.
+// spec is ociSpec as clients get it.
 func (b *box) spec() (typeurl.Any, error) {
+	any, err := typeurl.MarshalAny(b.ociSpec())
+	if err != nil {
+		return nil, fmt.Errorf("sandbox %q: %w", b.k.id, err)
+	}
+	return any, nil
+}
+
+// ociSpec describes the sandbox as an OCI specification: its namespaces by path,
+// for clients that join them without a pid.
+func (b *box) ociSpec() *specs.Spec {
 	rec := b.snapshot()
 	spec := &specs.Spec{
 		Version:     specs.Version,
@@ -171,9 +180,5 @@ func (b *box) spec() (typeurl.Any, error) {
 			spec.Linux.Namespaces = append(spec.Linux.Namespaces, specs.LinuxNamespace{Type: kind, Path: path})
 		}
 	}
-	any, err := typeurl.MarshalAny(spec)
-	if err != nil {
-		return nil, fmt.Errorf("sandbox %q: %w", rec.ID, err)
-	}
-	return any, nil
+	return spec
 }

@@ -74,7 +74,11 @@ func (c *Controller) Status(ctx context.Context, sandboxID string, verbose bool)
 		status.Pid = uint32(inst.Pid())
 	}
 	if verbose {
-		info, err := json.Marshal(b.info())
+		var info []byte
+		all, err := b.info(ctx)
+		if err == nil {
+			info, err = json.Marshal(all)
+		}
 		if err != nil {
 			return core.ControllerStatus{}, fmt.Errorf("sandbox %q: status: %w", sandboxID, err)
 		}
@@ -102,10 +106,15 @@ type Info struct {
 	Containers []string                            `json:"containers,omitempty"`
 	Options    any                                 `json:"options"`
 	Directory  string                              `json:"directory"`
+	criInfo
 }
 
-func (b *box) info() Info {
+func (b *box) info(ctx context.Context) (Info, error) {
 	rec := b.snapshot()
+	pod, err := b.criInfo(ctx)
+	if err != nil {
+		return Info{}, err
+	}
 	info := Info{
 		Address:    "ttrpc+" + b.address(),
 		Version:    taskVersion,
@@ -118,6 +127,7 @@ func (b *box) info() Info {
 		Options:    rec.Settings,
 		Directory:  b.dir,
 		Mounts:     map[string]string{},
+		criInfo:    pod,
 	}
 	for _, f := range b.memberFiles() {
 		info.Mounts[f.Target] = f.Source
@@ -126,7 +136,7 @@ func (b *box) info() Info {
 		info.Pid, info.MonitorPid = inst.Pid(), inst.Host().Pid()
 		info.Namespaces = inst.Namespaces()
 	}
-	return info
+	return info, nil
 }
 
 // Metrics returns the metrics of the sandbox's cgroup, all containers together,
