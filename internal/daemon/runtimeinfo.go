@@ -2,10 +2,14 @@ package daemon
 
 import (
 	"context"
+	"debug/elf"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
+	"os"
 	"os/exec"
+	"sync"
 	"syscall"
 	"time"
 
@@ -15,6 +19,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/containerd/typeurl/v2"
 	"github.com/opencontainers/runtime-spec/specs-go/features"
+	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/types/known/anypb"
 
 	"caisson/internal/engine"
@@ -25,7 +30,7 @@ import (
 // maxFeatures bounds what a runtime prints; runc prints 10 KiB.
 const maxFeatures = 1 << 20
 
-// runtimeInfo describes the OCI runtime called name, or the one that the
+// info describes the OCI runtime called name, or the one that the
 // options name: its features are what it says of itself.
 //
 // containerd asks for two purposes. CRI asks once, without options, whether
@@ -36,7 +41,7 @@ const maxFeatures = 1 << 20
 // container's options, and then the runtime's own word counts alone, because
 // one that does not know the request ignores it silently and gives the
 // container files of the wrong owner.
-func runtimeInfo(ctx context.Context, name string, opts *anypb.Any) (*types.RuntimeInfo, error) {
+func (r *runtimes) info(ctx context.Context, name string, opts *anypb.Any) (*types.RuntimeInfo, error) {
 	if opts != nil && typeurl.Is(opts, &options.Options{}) {
 		var o options.Options
 		if err := typeurl.UnmarshalTo(opts, &o); err != nil {
@@ -50,7 +55,7 @@ func runtimeInfo(ctx context.Context, name string, opts *anypb.Any) (*types.Runt
 	if err != nil {
 		return nil, err
 	}
-	feats, err := askFeatures(ctx, path)
+	feats, err := r.features(ctx, path)
 	if err != nil {
 		return nil, fmt.Errorf("OCI runtime %s: %w", path, err)
 	}
@@ -69,9 +74,77 @@ func runtimeInfo(ctx context.Context, name string, opts *anypb.Any) (*types.Runt
 	}, nil
 }
 
-// askFeatures runs `runtime features`. A runtime without that command claims
-// nothing but what every one has.
-func askFeatures(ctx context.Context, path string) (*features.Features, error) {
+// features are those of a program, with what every runtime has.
+func (r *runtimes) features(ctx context.Context, path string) (*features.Features, error) {
+	out, err := r.print(ctx, path)
+	if err != nil {
+		return nil, err
+	}
+	feats := &features.Features{}
+	if len(out) > 0 {
+		if err := json.Unmarshal(out, feats); err != nil {
+			return nil, fmt.Errorf("its features: %v: %w", err, errdefs.ErrInvalidArgument)
+		}
+	}
+	if feats.Linux == nil {
+		// containerd looks into it without a check.
+		feats.Linux = &features.Linux{}
+	}
+	addNamespaces(feats.Linux)
+	return feats, nil
+}
+
+// runtimes remembers what OCI runtimes say of themselves: containerd asks again
+// for each container with mounts of mapped ids, that is each one of a pod with a
+// user namespace and a volume.
+type runtimes struct {
+	mu    sync.Mutex // guards said; held while a program runs
+	which program
+	said  []byte // by the last program that was asked
+}
+
+// program tells apart one file from what replaces it.
+type program struct {
+	dev, ino    uint64
+	size        int64
+	mtim, ctime unix.Timespec
+}
+
+// identify returns false for a script: it may run another runtime tomorrow.
+func identify(path string) (program, bool) {
+	f, err := os.Open(path)
+	if err != nil {
+		return program{}, false
+	}
+	defer f.Close() //nolint:errcheck // only read from
+	var magic [4]byte
+	var st unix.Stat_t
+	if _, err := io.ReadFull(f, magic[:]); err != nil || string(magic[:]) != elf.ELFMAG || unix.Fstat(int(f.Fd()), &st) != nil {
+		return program{}, false
+	}
+	return program{dev: st.Dev, ino: st.Ino, size: st.Size, mtim: st.Mtim, ctime: st.Ctim}, true
+}
+
+func (r *runtimes) print(ctx context.Context, path string) ([]byte, error) {
+	which, known := identify(path)
+	if !known {
+		return printFeatures(ctx, path)
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.which == which {
+		return r.said, nil
+	}
+	out, err := printFeatures(ctx, path)
+	if err == nil {
+		r.which, r.said = which, out
+	}
+	return out, err
+}
+
+// printFeatures runs `runtime features`. It is no error if a runtime has no such
+// command, and nothing is printed then.
+func printFeatures(ctx context.Context, path string) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, path, "features")
@@ -85,21 +158,13 @@ func askFeatures(ctx context.Context, path string) (*features.Features, error) {
 	if err != nil && !errors.As(err, &exit) {
 		return nil, fmt.Errorf("ask for its features: %w", err)
 	}
-	feats := &features.Features{}
-	if err == nil {
-		if len(out) > maxFeatures {
-			return nil, fmt.Errorf("its features are %d bytes: %w", len(out), errdefs.ErrResourceExhausted)
-		}
-		if err := json.Unmarshal(out, feats); err != nil {
-			return nil, fmt.Errorf("its features: %v: %w", err, errdefs.ErrInvalidArgument)
-		}
+	if err != nil {
+		return nil, nil
 	}
-	if feats.Linux == nil {
-		// containerd looks into it without a check.
-		feats.Linux = &features.Linux{}
+	if len(out) > maxFeatures {
+		return nil, fmt.Errorf("its features are %d bytes: %w", len(out), errdefs.ErrResourceExhausted)
 	}
-	addNamespaces(feats.Linux)
-	return feats, nil
+	return out, nil
 }
 
 // addNamespaces adds those that every runtime of this decade joins.

@@ -3,6 +3,7 @@ package daemon
 import (
 	"context"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -43,7 +44,7 @@ func TestRuntimeInfo(t *testing.T) {
 				t.Fatal(err)
 			}
 			for opts, want := range map[*anypb.Any]bool{nil: tc.general, opts: tc.container} {
-				info, err := runtimeInfo(context.Background(), path, opts)
+				info, err := new(runtimes).info(context.Background(), path, opts)
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -70,7 +71,7 @@ func TestRuntimeInfoOfOptions(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	info, err := runtimeInfo(context.Background(), "no-such-runtime", opts)
+	info, err := new(runtimes).info(context.Background(), "no-such-runtime", opts)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -80,10 +81,60 @@ func TestRuntimeInfoOfOptions(t *testing.T) {
 }
 
 func TestRuntimeInfoFails(t *testing.T) {
-	if _, err := runtimeInfo(context.Background(), "no-such-runtime", nil); !errdefs.IsNotFound(err) {
+	if _, err := new(runtimes).info(context.Background(), "no-such-runtime", nil); !errdefs.IsNotFound(err) {
 		t.Errorf("no runtime: %v", err)
 	}
-	if _, err := runtimeInfo(context.Background(), fakeRuntime(t, "echo nonsense"), nil); !errdefs.IsInvalidArgument(err) {
+	if _, err := new(runtimes).info(context.Background(), fakeRuntime(t, "echo nonsense"), nil); !errdefs.IsInvalidArgument(err) {
 		t.Errorf("nonsense: %v", err)
+	}
+}
+
+// TestRuntimesAreAskedOnce: a program is asked again when it is replaced, and a
+// script each time.
+func TestRuntimesAreAskedOnce(t *testing.T) {
+	dir := t.TempDir()
+	asked, program := filepath.Join(dir, "asked"), filepath.Join(dir, "program")
+	const source = `#include <stdio.h>
+int main(void) { FILE *f = fopen(ASKED, "a"); puts("{}"); return !f || fputs("x", f) < 0 || fclose(f); }`
+	compile := func() {
+		cmd := exec.Command("musl-gcc", "-static", "-DASKED=\""+asked+"\"", "-x", "c", "-", "-o", program+".new")
+		cmd.Stdin = strings.NewReader(source)
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Fatalf("%v\n%s", err, out)
+		}
+		if err := os.Rename(program+".new", program); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var r runtimes
+	for _, step := range []struct {
+		before func()
+		path   string
+		want   string
+	}{
+		{compile, program, "x"},
+		{nil, program, "x"},
+		{compile, program, "xx"},
+		{nil, fakeRuntime(t, "printf x >>"+asked+"; echo '{}'"), "xxx"},
+		{nil, program, "xxx"},
+	} {
+		if step.before != nil {
+			step.before()
+		}
+		if _, err := r.info(context.Background(), step.path, nil); err != nil {
+			t.Fatal(err)
+		}
+		if text, err := os.ReadFile(asked); err != nil || string(text) != step.want {
+			t.Fatalf("asked %q, %v; want %q", text, err, step.want)
+		}
+	}
+	script := fakeRuntime(t, "printf x >>"+asked+"; echo '{}'")
+	for range 2 {
+		if _, err := r.info(context.Background(), script, nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if text, err := os.ReadFile(asked); err != nil || string(text) != "xxxxx" {
+		t.Errorf("a script: asked %q, %v", text, err)
 	}
 }

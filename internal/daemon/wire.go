@@ -80,7 +80,7 @@ func wire(ctx context.Context, steps *undo.Stack, cfg config.Config) (*parts, er
 	if err := ctl.Load(ctx, endpoints); err != nil {
 		return nil, fmt.Errorf("take over sandboxes: %w", err)
 	}
-	return &parts{ctl: ctl, store: store, shim: shimHelper{ctl, cfg.Runtime.Default, remote}}, nil
+	return &parts{ctl: ctl, store: store, shim: shimHelper{ctl, cfg.Runtime.Default, new(runtimes), remote}}, nil
 }
 
 // openJournal opens the list of events that are owed to containerd.
@@ -106,14 +106,15 @@ func openJournal(steps *undo.Stack, cfg config.Config) (*events.Journal, *forwar
 // says of itself.
 type shimHelper struct {
 	*sandbox.Controller
-	runtime string
-	events  *forwarder
+	runtime  string
+	runtimes *runtimes
+	events   *forwarder
 }
 
 var _ service.Shim = shimHelper{}
 
 func (h shimHelper) RuntimeInfo(ctx context.Context, options *anypb.Any) (*types.RuntimeInfo, error) {
-	return runtimeInfo(ctx, h.runtime, options)
+	return h.runtimes.info(ctx, h.runtime, options)
 }
 
 func (h shimHelper) Containerd(address string) { h.events.name(address) }

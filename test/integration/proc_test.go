@@ -25,7 +25,7 @@ func readlink(t *testing.T, path string) string {
 	return target
 }
 
-func kill(t *testing.T, pid int) {
+func kill(t testing.TB, pid int) {
 	t.Helper()
 	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
 		t.Fatalf("kill %d: %v", pid, err)
@@ -33,7 +33,7 @@ func kill(t *testing.T, pid int) {
 }
 
 // awaitEnd returns when a process, which need not be a child, has ended.
-func awaitEnd(t *testing.T, h *harness.Host, pidfd int) {
+func awaitEnd(t testing.TB, h *harness.Host, pidfd int) {
 	t.Helper()
 	deadline, _ := h.Context(30 * time.Second).Deadline()
 	for {
@@ -52,7 +52,7 @@ func awaitEnd(t *testing.T, h *harness.Host, pidfd int) {
 }
 
 // pidfd opens a process; it is closed when the test ends.
-func pidfd(t *testing.T, pid int) int {
+func pidfd(t testing.TB, pid int) int {
 	t.Helper()
 	fd, err := unix.PidfdOpen(pid, 0)
 	if err != nil {
