@@ -4,7 +4,7 @@
 # make test-cri CRITEST=path   Kubernetes' conformance suite for the CRI (root)
 # make test-containerd-versions   a smoke test of other versions of containerd (root)
 # make test-kubernetes   a real kubelet with static pods (root; its first build takes minutes)
-# The rest: deps lint proto test-vm clean.
+# The rest: deps lint proto test-vm test-vm-cri clean.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -17,7 +17,7 @@ GOBUILD := CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)'
 
 SHIM    := bin/containerd-shim-caisson-v2
 
-.PHONY: build deps monitor shim daemon cli ctr test lint proto demo test-cri test-containerd-versions test-kubernetes test-vm clean
+.PHONY: build deps monitor shim daemon cli ctr test lint proto demo test-cri test-containerd-versions test-kubernetes test-vm test-vm-cri clean
 
 build: daemon cli shim
 
@@ -89,6 +89,13 @@ test-kubernetes: deps
 test-vm: deps
 	@script/deps vm
 	@script/test-vm
+
+# critest in the same guest; CRITEST and CRIFLAGS are in the environment. VMCRI
+# says what runs, of reference, runc and crun.
+test-vm-cri: deps
+	@script/deps cri
+	@script/deps vm
+	@script/test-vm-cri $(VMCRI)
 
 clean:
 	rm -rf bin build
