@@ -37,6 +37,9 @@ type server struct {
 // running are the daemons of the servers, by name.
 var running map[string]*daemon.Daemon
 
+// opts are those of the daemons, but for the engine.
+var opts daemon.Options
+
 // each runs a spec on every server, side by side with other specs.
 func each(t *testing.T, spec func(t *testing.T, s *server)) {
 	t.Helper()
@@ -125,7 +128,7 @@ func run(ctx context.Context, m *testing.M) (code int, err error) {
 	}
 	defer stop()
 
-	opts := daemon.Options{HostPorts: true, EngineConfig: fmt.Sprintf(config, mirrors, pauseImage)}
+	opts = daemon.Options{HostPorts: true, EngineConfig: fmt.Sprintf(config, mirrors, pauseImage)}
 	var started []*daemon.Daemon
 	for _, engine := range []string{daemon.EngineEmbedded, daemon.EngineStock} {
 		opts.Engine = engine

@@ -73,8 +73,9 @@ func (d *Daemon) writeConfig() error {
 	} else {
 		text += d.isolation() + d.opts.EngineConfig
 	}
+	text += fmt.Sprintf("[runtime]\nsystemd_cgroup = %t\n", d.opts.SystemdCgroup)
 	if runtime := os.Getenv(runtimeEnv); runtime != "" {
-		text += fmt.Sprintf("[runtime]\ndefault = %q\n", runtime)
+		text += fmt.Sprintf("default = %q\n", runtime)
 	}
 	if err := os.WriteFile(d.ConfigFile, []byte(text+d.opts.Config), 0o600); err != nil {
 		return err

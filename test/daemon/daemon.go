@@ -50,6 +50,8 @@ type Options struct {
 	// EngineConfig is added to the configuration of the containerd that serves,
 	// embedded or beside caissond.
 	EngineConfig string
+	// SystemdCgroup lets systemd make the cgroups of containers.
+	SystemdCgroup bool
 	// Args are added to the command line.
 	Args []string
 	// Env is added to the environment.

@@ -44,6 +44,7 @@ runtime_type = "io.containerd.runc.v2"
 [plugins."io.containerd.cri.v1.runtime".containerd.runtimes.runc.options]
 BinaryName = %[5]q
 Root = %[6]q
+SystemdCgroup = %[7]t
 `
 
 // stockDir is where the containerd beside caissond has its files.
@@ -78,7 +79,7 @@ func (d *Daemon) writeStockConfig() error {
 		// It wants a pause image for every sandboxer. Any image will do, nothing runs it.
 		isolation += fmt.Sprintf("[plugins.\"io.containerd.cri.v1.images\".pinned_images]\nsandbox = %q\n", image.DefaultRef)
 	}
-	text := fmt.Sprintf(stockConfig, d.stockDir()+"/root", d.stockDir()+"/run", ours, d.Address, os.Getenv(runtimeEnv), d.stockDir()+"/runc") +
+	text := fmt.Sprintf(stockConfig, d.stockDir()+"/root", d.stockDir()+"/run", ours, d.Address, os.Getenv(runtimeEnv), d.stockDir()+"/runc", d.opts.SystemdCgroup) +
 		isolation + d.opts.EngineConfig
 	return os.WriteFile(d.ContainerdConfig(), []byte(text), 0o600)
 }
