@@ -3,7 +3,7 @@
 # make build  leaves the binaries in bin/
 # make test-cri CRITEST=path   Kubernetes' conformance suite for the CRI (root)
 # make test-containerd-versions   a smoke test of other versions of containerd (root)
-# make test-kubernetes   a real kubelet with static pods (root; its first build takes minutes)
+# make test-kubernetes   a real Kubernetes, with static pods and an API server (root; its first build takes minutes)
 # The rest: deps lint proto test-vm test-vm-cri clean.
 
 SHELL := /bin/bash
@@ -79,12 +79,12 @@ test-containerd-versions: deps
 	@script/containerd-versions $(CONTAINERDS)
 	CGO_ENABLED=0 CAISSON_TEST_CONTAINERDS='$(CONTAINERDS)' $(GO) test -count=1 -timeout 20m -v -run TestStockVersions ./test/integration
 
-# A kubelet of this version, without an API server.
-KUBELET ?= v1.36.3
+# Kubernetes of this version. KUBEFLAGS go to go test, for example: KUBEFLAGS='-run Cluster/stock'.
+KUBERNETES ?= v1.36.3
 test-kubernetes: deps
-	@$(MAKE) --no-print-directory build
-	@script/kubelet $(KUBELET)
-	CGO_ENABLED=0 CAISSON_TEST_KUBELET='$(abspath build/kubernetes/kubelet-$(KUBELET))' $(GO) test -count=1 -timeout 15m -v ./test/kubernetes
+	@$(MAKE) --no-print-directory build ctr
+	@script/kubernetes $(KUBERNETES)
+	CGO_ENABLED=0 CAISSON_TEST_KUBERNETES='$(abspath build/kubernetes/$(KUBERNETES))' $(GO) test -count=1 -timeout 30m -v $(KUBEFLAGS) ./test/kubernetes
 
 test-vm: deps
 	@script/deps vm

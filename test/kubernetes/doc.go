@@ -1,4 +1,8 @@
-// Package kubernetes tests Caisson with a real kubelet, which has no API server
-// and runs the static pods of testdata. It needs root, and a kubelet whose path
-// is in CAISSON_TEST_KUBELET: `make test-kubernetes` builds one.
+// Package kubernetes tests Caisson with a real kubelet: alone, with the static
+// pods of testdata, and with an API server, which is given the objects of
+// testdata/cluster. It needs root, and kubelet, kube-apiserver, kubectl and etcd
+// in the directory CAISSON_TEST_KUBERNETES: `make test-kubernetes` builds them.
+//
+// All of it happens in network, mount and IPC namespaces of its own, since
+// kubelet and the host ports of pods change the host.
 package kubernetes

@@ -1,63 +1,123 @@
 package kubernetes
 
 import (
+	"bytes"
+	"context"
 	"errors"
-	"io/fs"
+	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
+	"syscall"
 	"testing"
+	"time"
 
 	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
+
+	"caisson/test/daemon"
+	"caisson/test/harness"
+	"caisson/test/leak"
 )
 
-// sysctls are those that kubelet sets.
-var sysctls = []string{
-	"vm/overcommit_memory", "vm/panic_on_oom", "kernel/panic", "kernel/panic_on_oops",
-	"kernel/keys/root_maxkeys", "kernel/keys/root_maxbytes",
+// built is one of Kubernetes' programs.
+func built(name string) string { return filepath.Join(os.Getenv(programsEnv), name) }
+
+// program is a server, in a session of its own as an init system gives it.
+type program struct {
+	dir, path string
+	env, args []string
+	running   *exec.Cmd
 }
 
-// directories are made by kubelet wherever its own one is, parents first.
-var directories = []string{"/var/lib/kubelet", "/var/lib/kubelet/device-plugins", "/var/log/containers"}
-
-// saveHost returns what undoes the changes that a kubelet makes to its host. It
-// removes nothing of a pod: that is a leak, and found as one.
-func saveHost(t *testing.T, token, dir string) (restore func()) {
+// start starts a program, whose log is in dir.
+func start(t *testing.T, dir, path string, env []string, args ...string) *program {
 	t.Helper()
-	values := map[string]string{}
-	for _, name := range sysctls {
-		if value, err := os.ReadFile("/proc/sys/" + name); err == nil { // a kernel without it has nothing to restore
-			values[name] = string(value)
-		}
+	p := &program{dir: dir, path: path, env: env, args: args}
+	p.start(t)
+	return p
+}
+
+// start starts the program again.
+func (p *program) start(t *testing.T) {
+	t.Helper()
+	log, err := os.OpenFile(p.log(), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		t.Fatal(err)
 	}
-	var missing []string
-	for _, path := range directories {
-		if _, err := os.Lstat(path); errors.Is(err, fs.ErrNotExist) {
-			missing = append([]string{path}, missing...) // children first
-		}
-	}
-	return func() {
-		restoreSysctls(t, values)
-		detach(t, filepath.Join(dir, "root"))
-		removeLinks(t, dir)
-		removeSockets(t)
-		for _, path := range missing {
-			remove(t, path)
-		}
-		removeCgroups(t, token)
+	defer log.Close()
+	p.running = exec.Command(p.path, p.args...)
+	p.running.Env = append(os.Environ(), p.env...)
+	p.running.Dir, p.running.Stdout, p.running.Stderr = p.dir, log, log
+	p.running.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	if err := p.running.Start(); err != nil {
+		t.Fatal(err)
 	}
 }
 
-func restoreSysctls(t *testing.T, values map[string]string) {
-	for name, value := range values {
-		path := "/proc/sys/" + name
-		if now, err := os.ReadFile(path); err == nil && string(now) == value {
-			continue
+func (p *program) log() string { return filepath.Join(p.dir, filepath.Base(p.path)+".log") }
+
+// kill ends the program with SIGKILL, as a crash does.
+func (p *program) kill() {
+	_ = p.running.Process.Kill() // it has ended already
+	_ = p.running.Wait()         // always "signal: killed"
+}
+
+func (p *program) showLog(t *testing.T) {
+	log, err := os.ReadFile(p.log())
+	if err != nil {
+		t.Log(err)
+	}
+	t.Logf("log of %s:\n%s", p.path, log[max(0, len(log)-16<<10):])
+}
+
+// command runs a program that ends by itself.
+func command(t *testing.T, path string, stdin string, env []string, args ...string) harness.Result {
+	t.Helper()
+	ctx := harness.Context(t, 2*time.Minute)
+	cmd := exec.CommandContext(ctx, path, args...)
+	cmd.Env = append(os.Environ(), env...)
+	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
+	cmd.WaitDelay = 5 * time.Second
+	var stdout, stderr bytes.Buffer
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader(stdin), &stdout, &stderr
+	err := cmd.Run()
+	if exit := (*exec.ExitError)(nil); ctx.Err() != nil || err != nil && !errors.As(err, &exit) {
+		t.Fatalf("%s %s: %v, %v\n%s", path, strings.Join(args, " "), err, context.Cause(ctx), stderr.String())
+	}
+	return harness.Result{Code: cmd.ProcessState.ExitCode(), Stdout: stdout.String(), Stderr: stderr.String()}
+}
+
+// classes are kubelet's cgroups for pods of a kind, children first.
+var classes = []string{"kubepods/besteffort", "kubepods/burstable", "kubepods"}
+
+// leftOf is what there is of the daemon's pods that was not there before. It
+// leaves out kubelet's classes, which come when they are first needed, and cgroups
+// without a named parent: kubelet names all, and so they are other daemons'.
+func leftOf(before *leak.Snapshot, h *harness.Host) ([]string, error) {
+	left, err := before.New(h.Token)
+	return slices.DeleteFunc(left, func(line string) bool {
+		return strings.HasPrefix(line, "cgroup ") && (strings.Contains(line+"/", leak.CgroupParent+"/") ||
+			slices.ContainsFunc(classes, func(class string) bool { return strings.HasSuffix(line, "/"+class) }))
+	}), err
+}
+
+// awaitNothingLeft waits until kubelet has removed what CRI leaves to it, such as
+// the pods' cgroups and volumes.
+func awaitNothingLeft(t *testing.T, before *leak.Snapshot, h *harness.Host, limit time.Duration) {
+	t.Helper()
+	err := daemon.Poll(harness.Context(t, limit), limit, func() error {
+		left, err := leftOf(before, h)
+		if err == nil && len(left) > 0 {
+			err = fmt.Errorf("left of the pods: %q", left)
 		}
-		if err := os.WriteFile(path, []byte(value), 0); err != nil {
-			t.Errorf("restore: %v", err)
-		}
+		return err
+	})
+	if err != nil {
+		t.Error(err)
 	}
 }
 
@@ -69,56 +129,42 @@ func detach(t *testing.T, path string) {
 	}
 }
 
-// removeLinks removes the links to our pods' logs that the last collection of
-// kubelet did not.
-func removeLinks(t *testing.T, dir string) {
-	links, err := filepath.Glob("/var/log/containers/*.log")
-	if err != nil {
-		t.Error(err)
-	}
-	for _, link := range links {
-		if target, err := os.Readlink(link); err == nil && strings.HasPrefix(target, dir+"/") {
-			remove(t, link)
-		}
-	}
-}
-
-// removeSockets removes what a killed kubelet leaves of its registration
-// service, unless another kubelet works there: then somebody listens.
-func removeSockets(t *testing.T) {
-	const socket = "/var/lib/kubelet/device-plugins/kubelet.sock"
-	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		t.Error(err)
-		return
-	}
-	defer unix.Close(fd)
-	if err := unix.Connect(fd, &unix.SockaddrUnix{Name: socket}); errors.Is(err, unix.ECONNREFUSED) {
-		remove(t, socket)
-		remove(t, "/var/lib/kubelet/device-plugins/DEPRECATION")
-	}
-}
-
-func remove(t *testing.T, path string) {
-	err := os.Remove(path)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.ENOTEMPTY) {
-		t.Errorf("restore: %v", err)
-	}
-}
-
-// removeCgroups removes the cgroups of the classes of pods, which kubelet makes
-// when it starts, and not those of pods.
+// removeCgroups removes the cgroups of the classes, and not those of pods.
 func removeCgroups(t *testing.T, token string) {
-	mounts, err := mountinfo.GetMounts(mountinfo.FSTypeFilter("cgroup", "cgroup2"))
-	if err != nil {
-		t.Error(err)
-	}
-	for _, m := range mounts {
-		for _, class := range []string{"kubepods/besteffort", "kubepods/burstable", "kubepods"} {
-			err := unix.Rmdir(filepath.Join(m.Mountpoint, token, class))
+	for _, root := range cgroupRoots(t) {
+		for _, class := range classes {
+			err := unix.Rmdir(filepath.Join(root, token, class))
 			if err != nil && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.EBUSY) {
 				t.Errorf("cgroup: %v", err)
 			}
 		}
 	}
+}
+
+func cgroupRoots(t *testing.T) (roots []string) {
+	mounts, err := mountinfo.GetMounts(mountinfo.FSTypeFilter("cgroup", "cgroup2"))
+	if err != nil {
+		t.Error(err)
+	}
+	for _, m := range mounts {
+		roots = append(roots, m.Mountpoint)
+	}
+	return roots
+}
+
+// cgroupLimit is what a cgroup of a pod has in the first of the files, which has a
+// name for cgroup v1 and one for v2. Below is "" for the pod itself.
+func cgroupLimit(t *testing.T, token, uid, below string, files ...string) (int, error) {
+	for _, root := range cgroupRoots(t) {
+		for _, class := range []string{"", "burstable"} { // "" if requests equal limits
+			for _, file := range files {
+				text, err := os.ReadFile(filepath.Join(root, token, "kubepods", class, "pod"+uid, below, file))
+				if err == nil {
+					value, _, _ := strings.Cut(strings.TrimSpace(string(text)), " ") // cpu.max has the period, too
+					return strconv.Atoi(value)
+				}
+			}
+		}
+	}
+	return 0, fmt.Errorf("no cgroup of pod %s has any of %q", uid, files)
 }

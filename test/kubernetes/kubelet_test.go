@@ -8,9 +8,7 @@ import (
 	"net"
 	"net/http"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"syscall"
 	"testing"
 	"time"
 
@@ -23,10 +21,18 @@ import (
 // node is the name that kubelet appends to those of its static pods.
 const node = "node1"
 
-// config is kubelet's. Authentication and authorization need an API server
-// unless they are switched off. The thresholds keep a full disk from removing
-// the image, and the gate makes a restart come after 2 seconds, not 10 or more.
-const config = `apiVersion: kubelet.config.k8s.io/v1beta1
+// What pods have in resolv.conf.
+const (
+	clusterDNS    = "192.0.2.53"
+	clusterDomain = "test.example"
+)
+
+// kubeletConfig is what is configured. Authentication and authorization need an
+// API server unless they are switched off. The thresholds keep a full disk from
+// removing the image. One gate makes a restart come after 2 seconds, not 10 or
+// more; with the other one, kubelet asks CRI for statistics, which it otherwise
+// reads itself: those of the network where a pause container would be.
+const kubeletConfig = `apiVersion: kubelet.config.k8s.io/v1beta1
 kind: KubeletConfiguration
 failCgroupV1: false
 cgroupDriver: cgroupfs
@@ -34,9 +40,9 @@ cgroupRoot: /%[1]s
 staticPodPath: %[2]s/manifests
 fileCheckFrequency: 1s
 syncFrequency: 5s
-address: 127.0.0.1
-port: %[4]d
-readOnlyPort: %[5]d
+address: %[4]s
+port: %[5]d
+readOnlyPort: %[6]d
 healthzPort: 0
 authentication: {anonymous: {enabled: true}, webhook: {enabled: false}}
 authorization: {mode: AlwaysAllow}
@@ -47,12 +53,14 @@ containerLogMonitorInterval: 3s
 volumePluginDir: %[2]s/root/volumeplugins
 maxOpenFiles: 20000
 oomScoreAdj: 0
-registerNode: false
+registerNode: %[7]t
+clusterDNS: [%[8]s]
+clusterDomain: %[9]s
 makeIPTablesUtilChains: false
 imageGCHighThresholdPercent: 100
 evictionHard: {memory.available: 50Mi, nodefs.available: 1%%, imagefs.available: 1%%, nodefs.inodesFree: 1%%, imagefs.inodesFree: 1%%}
 crashLoopBackOff: {maxContainerRestartPeriod: 2s}
-featureGates: {KubeletCrashLoopBackOffMax: true}
+featureGates: {KubeletCrashLoopBackOffMax: true, PodAndContainerStatsFromCRI: %[7]t}
 `
 
 // kubelet is one kubelet of a daemon, which tests kill and start again.
@@ -60,53 +68,55 @@ type kubelet struct {
 	t       *testing.T
 	h       *harness.Host
 	cri     *harness.CRI
-	path    string
 	dir     string // below the daemon's, so that all of it carries the token
 	url     string // of the port without TLS
-	running *exec.Cmd
-	lasting []string // the pods that run all the time
+	args    []string
+	running *program
+	lasting []string // the static pods that run all the time
 }
 
-// startKubelet starts a kubelet beside the daemon. When the test ends, kubelet
-// is stopped, and the host is as it was before.
-func startKubelet(t *testing.T, h *harness.Host) *kubelet {
+// startKubelet starts a kubelet beside the daemon, for an API server if it is
+// given the way to one. When the test ends, kubelet is stopped, and the host is
+// as it was before.
+func startKubelet(t *testing.T, h *harness.Host, kubeconfig string) *kubelet {
 	t.Helper()
-	path := os.Getenv("CAISSON_TEST_KUBELET")
-	k := &kubelet{t: t, h: h, cri: h.CRI(), path: path, dir: filepath.Join(h.Dir, "kubelet")}
-	// Root of a pod with a user namespace passes through on its way to the container's files.
-	if err := os.Chmod(h.Dir, 0o711); err != nil {
-		t.Fatal(err)
-	}
+	k := &kubelet{t: t, h: h, cri: h.CRI(), dir: filepath.Join(h.Dir, "kubelet")}
 	for _, name := range []string{"manifests", "logs", "root"} {
 		if err := os.MkdirAll(filepath.Join(k.dir, name), 0o711); err != nil {
 			t.Fatal(err)
 		}
 	}
-	ports := freePorts(t, 2)
-	k.url = fmt.Sprintf("http://127.0.0.1:%d", ports[1])
-	text := fmt.Sprintf(config, h.Token, k.dir, h.Address, ports[0], ports[1])
+	root := filepath.Join(k.dir, "root")
+	k.args = []string{"--config=" + k.dir + "/config.yaml", "--root-dir=" + root, "--cert-dir=" + root + "/pki",
+		"--hostname-override=" + node, "--v=2"}
+	if kubeconfig != "" {
+		k.args = append(k.args, "--kubeconfig="+kubeconfig, "--node-ip="+nodeIP)
+	}
+	ports := freePorts(t, nodeIP, 2)
+	k.url = fmt.Sprintf("http://%s:%d", nodeIP, ports[1])
+	text := fmt.Sprintf(kubeletConfig, h.Token, k.dir, h.Address, nodeIP, ports[0], ports[1], kubeconfig != "", clusterDNS, clusterDomain)
 	if err := os.WriteFile(filepath.Join(k.dir, "config.yaml"), []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	restore := saveHost(t, h.Token, k.dir)
 	t.Cleanup(func() {
 		if t.Failed() {
-			k.showLog()
+			k.running.showLog(t)
 		}
-		k.kill()
+		k.running.kill()
 		k.removePods()
-		restore()
+		detach(t, root)
+		removeCgroups(t, h.Token)
 	})
 	k.start()
 	return k
 }
 
-// freePorts are free when they are returned: kubelet cannot choose one itself.
-func freePorts(t *testing.T, n int) []int {
+// freePorts are free when they are returned: the programs cannot choose one themselves.
+func freePorts(t *testing.T, address string, n int) []int {
 	t.Helper()
 	var ports []int
 	for range n {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
+		l, err := net.Listen("tcp", address+":0")
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -119,34 +129,11 @@ func freePorts(t *testing.T, n int) []int {
 // start starts kubelet, or starts it again, and waits until it is healthy.
 func (k *kubelet) start() {
 	k.t.Helper()
-	log, err := os.OpenFile(k.dir+"/log", os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
-	if err != nil {
-		k.t.Fatal(err)
-	}
-	defer log.Close()
-	root := filepath.Join(k.dir, "root")
-	cmd := exec.Command(k.path, "--config="+k.dir+"/config.yaml", "--root-dir="+root, "--cert-dir="+root+"/pki",
-		"--hostname-override="+node, "--v=2")
-	cmd.Dir, cmd.Stdout, cmd.Stderr = k.dir, log, log
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	if err := cmd.Start(); err != nil {
-		k.t.Fatal(err)
-	}
-	k.running = cmd
+	k.running = start(k.t, k.dir, built("kubelet"), nil, k.args...)
 	k.await(time.Minute, func() error {
 		_, err := k.get("/healthz")
 		return err
 	})
-}
-
-// kill ends kubelet with SIGKILL, as a crash does.
-func (k *kubelet) kill() {
-	if k.running == nil {
-		return
-	}
-	_ = k.running.Process.Kill() // it has ended already
-	_ = k.running.Wait()         // always "signal: killed"
-	k.running = nil
 }
 
 // removePods removes what a test that failed left running, so that only real
@@ -163,14 +150,6 @@ func (k *kubelet) removePods() {
 		k.t.Errorf("pod %s is still there", pod.Metadata.Name)
 		k.cri.Remove(pod.Id)
 	}
-}
-
-func (k *kubelet) showLog() {
-	log, err := os.ReadFile(k.dir + "/log")
-	if err != nil {
-		k.t.Log(err)
-	}
-	k.t.Logf("log of kubelet:\n%s", log[max(0, len(log)-32<<10):])
 }
 
 // await waits for something that kubelet does in its own time.
@@ -215,25 +194,34 @@ func (k *kubelet) run(name string) {
 	}
 }
 
-// delete takes the file of a pod away and waits until CRI knows the pod no more:
-// kubelet collects ended pods once a minute.
+// delete takes the files of static pods away and waits until CRI knows the pods
+// no more.
 func (k *kubelet) delete(names ...string) {
 	k.t.Helper()
+	var pods []string
 	for _, name := range names {
 		if err := os.Remove(k.manifest(name)); err != nil {
 			k.t.Fatal(err)
 		}
+		pods = append(pods, name+"-"+node)
 	}
+	k.awaitGone(pods...)
+}
+
+// awaitGone waits until CRI does not know any of the pods: kubelet collects ended
+// ones once a minute.
+func (k *kubelet) awaitGone(pods ...string) {
+	k.t.Helper()
 	k.await(3*time.Minute, func() error {
-		for _, name := range names {
+		for _, pod := range pods {
 			resp, err := k.cri.ListPodSandbox(k.h.Context(10*time.Second), &runtime.ListPodSandboxRequest{Filter: &runtime.PodSandboxFilter{
-				LabelSelector: map[string]string{"io.kubernetes.pod.name": name + "-" + node},
+				LabelSelector: map[string]string{"io.kubernetes.pod.name": pod},
 			}})
 			if err != nil {
 				return err
 			}
 			if len(resp.Items) > 0 {
-				return fmt.Errorf("pod %s is still there: %v", name, resp.Items)
+				return fmt.Errorf("pod %s is still there: %v", pod, resp.Items)
 			}
 		}
 		return nil

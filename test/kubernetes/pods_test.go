@@ -6,26 +6,40 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
+
+	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"caisson/test/daemon"
 	"caisson/test/harness"
 	"caisson/test/leak"
 )
 
+// defaultRuntime makes a stock containerd run pods without a RuntimeClass, which
+// static pods cannot have, in Caisson.
+const defaultRuntime = `[plugins."io.containerd.cri.v1.runtime".containerd]
+default_runtime_name = "caisson"
+`
+
 // TestStaticPods runs everything beside one kubelet: pods of all kinds at once
 // first, then crashes beside them, and their end.
 func TestStaticPods(t *testing.T) {
-	if os.Getenv("CAISSON_TEST_KUBELET") == "" {
-		t.Skip("no kubelet: run make test-kubernetes")
+	needPrograms(t)
+	for _, engine := range engines {
+		t.Run(engine, func(t *testing.T) { testStaticPods(t, engine) })
 	}
-	h := harness.Start(t, daemon.Options{})
-	k := startKubelet(t, h)
+}
 
-	k.lasting = []string{"two", "liveness", "shared", "hostnet", "counter", "writer"}
+func testStaticPods(t *testing.T, engine string) {
+	opts := daemon.Options{Engine: engine, HostPorts: true}
+	if engine == daemon.EngineStock {
+		opts.EngineConfig = defaultRuntime
+	}
+	h := harness.Start(t, opts)
+	k := startKubelet(t, h, "")
+	k.lasting = []string{"two", "liveness", "shared", "hostnet", "hostport", "counter", "writer"}
 	if olderRunc() == "" {
 		k.lasting = append(k.lasting, "users")
 	}
@@ -39,11 +53,19 @@ func TestStaticPods(t *testing.T) {
 	t.Run("UserNamespace", k.testUserNamespace)
 	t.Run("OOMKilled", k.testOOMKilled)
 	t.Run("HostNetwork", k.testHostNetwork)
+	t.Run("HostPort", k.testHostPort)
 	t.Run("LogRotation", k.testLogRotation)
+	t.Run("NoPause", func(t *testing.T) { expectNoPause(t, h, k.cri) })
 	t.Run("KubeletCrash", k.testKubeletCrash)
-	t.Run("DaemonCrash", k.testDaemonCrash)
+	if h.Stock() {
+		t.Run("ContainerdCrash", k.testContainerdCrash)
+		t.Run("DaemonLoss", k.testDaemonLoss)
+	} else {
+		t.Run("DaemonCrash", k.testDaemonCrash)
+	}
 	t.Run("Deletion", k.testDeletion) // last: the daemon that started again is to do it
 	k.delete(pods...)
+	expectNoHostPort(t)
 }
 
 // testContainers looks at a pod with an init container, a sidecar, a volume, a
@@ -87,7 +109,7 @@ func (k *kubelet) testLivenessProbe(t *testing.T) {
 func (k *kubelet) testSharedProcesses(t *testing.T) {
 	p := k.awaitPod(t, "shared", pod.ready)
 	one := p.Status.ContainerStatuses[0].id()
-	seen := k.cri.Shell(one, "for p in /proc/[0-9]*; do tr '\\0' ' ' <$p/cmdline; echo; done")
+	seen := k.sharedProcesses(p)
 	for _, want := range []string{"sleep 9001", "sleep 9002"} {
 		if !strings.Contains(seen, want) {
 			t.Errorf("no %q among the processes that a container sees:\n%s", want, seen)
@@ -96,6 +118,12 @@ func (k *kubelet) testSharedProcesses(t *testing.T) {
 	if first := k.cri.Shell(one, "tr '\\0' ' ' </proc/1/cmdline"); strings.Contains(first, "sleep") {
 		t.Errorf("process 1 is a container's: %s", first)
 	}
+}
+
+// sharedProcesses is what a container of the pod sees.
+func (k *kubelet) sharedProcesses(p pod) string {
+	k.t.Helper()
+	return k.cri.Shell(p.Status.ContainerStatuses[0].id(), "for p in /proc/[0-9]*; do tr '\\0' ' ' <$p/cmdline; echo; done")
 }
 
 func (k *kubelet) testUserNamespace(t *testing.T) {
@@ -147,6 +175,80 @@ func (k *kubelet) testHostNetwork(t *testing.T) {
 	}
 }
 
+// testHostPort asks a pod's web server by way of its node.
+func (k *kubelet) testHostPort(t *testing.T) {
+	k.awaitPod(t, "hostport", pod.ready)
+	for _, host := range []string{nodeIP, "127.0.0.1"} {
+		if got, err := get("http://" + host + ":" + hostPort + "/name"); err != nil || string(got) != "hostport-"+node+"\n" {
+			t.Errorf("%s serves %q, %v", host, got, err)
+		}
+	}
+}
+
+// hostPort is the one of testdata/hostport.yaml.
+const hostPort = "18080"
+
+// expectNoHostPort looks for rules of a host port whose pod is gone.
+func expectNoHostPort(t *testing.T) {
+	t.Helper()
+	res := command(t, "iptables-save", "", nil)
+	if res.Code != 0 || strings.Contains(res.Stdout, hostPort) {
+		t.Errorf("iptables-save: exit code %d\n%s%s", res.Code, res.Stdout, res.Stderr)
+	}
+}
+
+// expectNoPause: no image of a pause container was pulled, and no process of a
+// shim runs.
+func expectNoPause(t *testing.T, h *harness.Host, cri *harness.CRI) {
+	t.Helper()
+	resp, err := cri.Images.ListImages(h.Context(time.Minute), &runtime.ListImagesRequest{})
+	if err != nil || len(resp.Images) == 0 {
+		t.Fatalf("images: %v, %v", resp, err)
+	}
+	for _, image := range resp.Images {
+		if strings.Contains(fmt.Sprint(image.RepoTags), "pause") {
+			t.Errorf("image %v", image)
+		}
+	}
+	limit := 20 * time.Second // containerd-shim-caisson-v2 runs for a moment when a container ends
+	if err := daemon.Poll(h.Context(limit), limit, func() error {
+		if found := shims(t); len(found) > 0 {
+			return fmt.Errorf("processes: %q", found)
+		}
+		return nil
+	}); err != nil {
+		t.Error(err)
+	}
+}
+
+// shims are the processes of shims of this test, which all are in its mount namespace.
+func shims(t *testing.T) (found []string) {
+	t.Helper()
+	links, err := filepath.Glob("/proc/[0-9]*/exe")
+	if err != nil {
+		t.Error(err)
+	}
+	for _, link := range links {
+		program, _ := os.Readlink(link) // it ended
+		if !strings.HasPrefix(filepath.Base(program), "containerd-shim") {
+			continue
+		}
+		if ours, _ := sameFile("/proc/self/ns/mnt", filepath.Join(filepath.Dir(link), "ns/mnt")); ours {
+			found = append(found, program)
+		}
+	}
+	return found
+}
+
+func sameFile(a, b string) (bool, error) {
+	one, err := os.Stat(a)
+	if err != nil {
+		return false, err
+	}
+	other, err := os.Stat(b)
+	return err == nil && os.SameFile(one, other), err
+}
+
 // testLogRotation finds a full log renamed, and what is written later in a new one.
 func (k *kubelet) testLogRotation(t *testing.T) {
 	p := k.awaitPod(t, "writer", pod.ready)
@@ -168,82 +270,6 @@ func (k *kubelet) testLogRotation(t *testing.T) {
 	}
 }
 
-// runs is the container ids and restart counts of the pods that run on through crashes.
-func (k *kubelet) runs(t *testing.T) []string {
-	t.Helper()
-	var all []string
-	for _, name := range k.lasting {
-		p := k.awaitPod(t, name, pod.ready)
-		for _, c := range p.Status.ContainerStatuses {
-			all = append(all, fmt.Sprintf("%s/%s: %s, restarts: %d", name, c.Name, c.id(), c.RestartCount))
-		}
-	}
-	return all
-}
-
-// testKubeletCrash also has the counter count some seconds beside the new
-// kubelet, in which that looks at all pods.
-func (k *kubelet) testKubeletCrash(t *testing.T) {
-	before := k.runs(t)
-	k.kill()
-	k.start()
-	k.awaitCount(t, k.awaitCount(t, 0)+150)
-	k.compareRuns(t, before)
-}
-
-// testDaemonCrash kills the daemon while the counter writes, and reads every
-// number of it, before, without and after the daemon.
-func (k *kubelet) testDaemonCrash(t *testing.T) {
-	before := k.runs(t)
-	n := k.awaitCount(t, 10)
-	k.h.Crash()
-	k.h.StartDaemon()
-	k.awaitCount(t, n+150)
-	k.compareRuns(t, before)
-	k.cri.Shell(k.awaitPod(t, "counter", pod.ready).Status.ContainerStatuses[0].id(), "true")
-}
-
-func (k *kubelet) compareRuns(t *testing.T, before []string) {
-	t.Helper()
-	if after := k.runs(t); !slices.Equal(before, after) {
-		t.Errorf("containers:\n%s\nwere:\n%s", strings.Join(after, "\n"), strings.Join(before, "\n"))
-	}
-}
-
-// awaitCount waits until the log of the counter has so many lines, and returns
-// how many it has.
-func (k *kubelet) awaitCount(t *testing.T, atLeast int) (n int) {
-	t.Helper()
-	path := k.logFile(k.awaitPod(t, "counter", pod.ready), "main", 0)
-	limit := time.Minute
-	err := daemon.Poll(harness.Context(t, limit), limit, func() (err error) {
-		if n, err = counted(path); err == nil && n < atLeast {
-			err = fmt.Errorf("the counter is at %d, not at %d", n, atLeast)
-		}
-		return err
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return n
-}
-
-// counted is how many lines a log of the counter has, each the one after the
-// other; the last line may not be whole.
-func counted(path string) (int, error) {
-	log, err := os.ReadFile(path)
-	if err != nil {
-		return 0, err
-	}
-	lines := strings.Split(string(log), "\n")
-	for n, line := range lines[:len(lines)-1] {
-		if _, got, _ := strings.Cut(line, " stdout F "); got != strconv.Itoa(n) {
-			return n, fmt.Errorf("log of the counter: line %d is %q", n, line)
-		}
-	}
-	return len(lines) - 1, nil
-}
-
 // testDeletion takes away a pod's file, and expects a graceful end after which
 // nothing is left of the pod.
 func (k *kubelet) testDeletion(t *testing.T) {
@@ -253,7 +279,7 @@ func (k *kubelet) testDeletion(t *testing.T) {
 	}
 	k.run("graceful")
 	p := k.awaitPod(t, "graceful", pod.ready)
-	if running, err := before.New(k.h.Token); err != nil || len(running) < 5 {
+	if running, err := leftOf(before, k.h); err != nil || len(running) < 5 {
 		t.Errorf("of a running pod we see %q only, %v", running, err)
 	}
 	log, err := os.Open(k.logFile(p, "main", 0)) // the file goes with the pod
@@ -277,17 +303,7 @@ func (k *kubelet) testDeletion(t *testing.T) {
 		t.Errorf("the container wrote %q, not %q", said, want)
 	}
 
-	limit := 20 * time.Second // kubelet removes the pod's cgroup and volumes after CRI has done its part
-	err = daemon.Poll(harness.Context(t, limit), limit, func() error {
-		left, err := before.New(k.h.Token)
-		if err == nil && len(left) > 0 {
-			err = fmt.Errorf("left of the pod: %q", left)
-		}
-		return err
-	})
-	if err != nil {
-		t.Error(err)
-	}
+	awaitNothingLeft(t, before, k.h, 20*time.Second)
 	if _, err := os.Stat(filepath.Join(k.dir, "root/pods", p.Metadata.UID)); !os.IsNotExist(err) {
 		t.Errorf("kubelet's directory of the pod: %v", err)
 	}
