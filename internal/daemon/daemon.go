@@ -160,6 +160,7 @@ func startEngine(ctx context.Context, steps *undo.Stack, cfg config.Config) erro
 		ShimSocket:       filepath.Join(cfg.State, shimSocket),
 		CNIConfDir:       cfg.Network.CNIConfDir,
 		CNIBinDirs:       cfg.Network.CNIBinDirs,
+		SystemdCgroup:    cfg.Runtime.SystemdCgroup,
 		Passthrough:      cfg.Passthrough,
 	})
 	if err != nil {

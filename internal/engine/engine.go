@@ -53,6 +53,8 @@ type Config struct {
 	CNIConfDir string
 	CNIBinDirs []string
 
+	SystemdCgroup bool // systemd makes the cgroups of containers; kubelet is told
+
 	// Passthrough is the user's own configuration of containerd, by top-level
 	// keys; it wins over what the engine would choose, except for the paths above.
 	Passthrough map[string]any

@@ -123,10 +123,16 @@ func defaults(cfg Config) table {
 		"sandboxer":                Sandboxer,
 		"disable_pause_image_pull": true,
 	}
+	handlers := table{Sandboxer: handler}
+	if cfg.SystemdCgroup {
+		// Since ours has no options, CRI asks containerd's own handler which
+		// cgroup driver kubelet is to use.
+		handlers["runc"] = table{"runtime_type": "io.containerd.runc.v2", "options": table{"SystemdCgroup": true}}
+	}
 	runtime := table{
 		"containerd": table{
 			"default_runtime_name": Sandboxer,
-			"runtimes":             table{Sandboxer: handler},
+			"runtimes":             handlers,
 		},
 	}
 	cni := table{}

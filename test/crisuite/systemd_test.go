@@ -3,6 +3,7 @@ package crisuite
 import (
 	"strings"
 	"testing"
+	"time"
 
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 
@@ -12,7 +13,8 @@ import (
 
 // TestSystemdDriver: servers that are told to let systemd make cgroups refuse
 // containers where there is no systemd, as there is none in the suite's /run, and
-// say that this is why. These servers are the spec's own.
+// say that this is why. kubelet learns the driver from them. They are the spec's
+// own.
 func TestSystemdDriver(t *testing.T) {
 	if running == nil {
 		t.Skip("needs root")
@@ -29,6 +31,10 @@ func TestSystemdDriver(t *testing.T) {
 			t.Run(name, func(t *testing.T) {
 				h := harness.Share(t, h.Daemon)
 				s := &server{CRI: h.ConnectCRI(handler), Host: h, Name: name, t: t}
+				config, err := s.RuntimeConfig(h.Context(time.Minute), &runtime.RuntimeConfigRequest{})
+				if err != nil || config.GetLinux().GetCgroupDriver() != runtime.CgroupDriver_SYSTEMD {
+					t.Errorf("the cgroup driver that kubelet is told of: %v, %v", config, err)
+				}
 				cfg := s.PodConfig(runtime.NamespaceMode_POD)
 				cfg.Linux.CgroupParent = "/" + h.Token + ".slice"
 				if err := h.AddCgroup(cfg.Linux.CgroupParent); err != nil {
