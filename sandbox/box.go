@@ -146,16 +146,12 @@ func (b *box) runtimeName() string {
 // membership is what a container takes over from its sandbox.
 func (b *box) membership(containerID string) oci.Membership {
 	rec := b.snapshot()
+	m := oci.Membership{DefaultCgroup: "/" + rec.Namespace + "/" + containerID}
 	if rec.Kind != kindSandbox {
-		return oci.Membership{}
+		return m
 	}
-	m := oci.Membership{
-		Namespaces:    b.namespaces(),
-		UIDs:          rec.Settings.UIDs,
-		GIDs:          rec.Settings.GIDs,
-		Files:         b.memberFiles(),
-		DefaultCgroup: "/" + rec.Namespace + "/" + containerID,
-	}
+	m.Namespaces, m.Files = b.namespaces(), b.memberFiles()
+	m.UIDs, m.GIDs = rec.Settings.UIDs, rec.Settings.GIDs
 	if rec.OwnCgroup {
 		m.Cgroup = filepath.Join(rec.Cgroup, containerID)
 	}

@@ -280,10 +280,35 @@ func (r *rig) eventually(what string, is func() bool) {
 }
 
 func TestCgroupsOfSandboxesDiffer(t *testing.T) {
-	c := NewController(Config{Cgroup: "/caisson"})
-	one, _ := c.cgroupOf(key{"a.b", "c"}, settings{})
-	other, _ := c.cgroupOf(key{"a", "b.c"}, settings{})
-	if one == other {
-		t.Errorf("two sandboxes have the cgroup %q", one)
+	for _, cfg := range []Config{{Cgroup: "/caisson"}, {Cgroup: "/caisson.slice", Runtime: RuntimeConfig{SystemdCgroup: true}}} {
+		c := NewController(cfg)
+		one, own, err := c.cgroupOf(key{"a.b", "c"}, settings{})
+		other, _, err2 := c.cgroupOf(key{"a", "b.c"}, settings{})
+		if one == other || !own || err != nil || err2 != nil {
+			t.Errorf("two sandboxes have the cgroups %q and %q, ours: %v (%v, %v)", one, other, own, err, err2)
+		}
+	}
+}
+
+// TestCgroupOfSystemd: a sandbox of ours is a slice below the one that is asked
+// for, and nothing else; a kubelet's stays what it is.
+func TestCgroupOfSystemd(t *testing.T) {
+	c := NewController(Config{Cgroup: "/caisson.slice", Runtime: RuntimeConfig{SystemdCgroup: true}})
+	k := key{"ns", "sb"}
+	for parent, want := range map[string]string{
+		"":           "/caisson.slice/caisson-" + k.hash() + ".slice",
+		"ci.slice":   "/ci.slice/ci-" + k.hash() + ".slice",
+		"ci-a.slice": "/ci.slice/ci-a.slice/ci-a-" + k.hash() + ".slice",
+	} {
+		if got, own, err := c.cgroupOf(k, settings{CgroupParent: parent}); err != nil || !own || got != want {
+			t.Errorf("below %q: %q, %v, %v; want %q", parent, got, own, err, want)
+		}
+	}
+	if got, _, err := c.cgroupOf(k, settings{CgroupParent: "/ci"}); !errdefs.IsInvalidArgument(err) {
+		t.Errorf("below what is no slice: %q, %v", got, err)
+	}
+	pod := "/kubepods.slice/kubepods-pod1.slice"
+	if got, own, err := c.cgroupOf(k, settings{CRI: true, CgroupParent: pod}); err != nil || own || got != pod {
+		t.Errorf("a pod's: %q, %v, %v", got, own, err)
 	}
 }

@@ -48,6 +48,10 @@ func (c *Controller) Create(ctx context.Context, sb core.Sandbox, opts ...core.C
 	if err != nil {
 		return err
 	}
+	path, own, err := c.cgroupOf(k, s)
+	if err != nil {
+		return fmt.Errorf("sandbox %q: options: %w", sb.ID, err)
+	}
 	b, err := c.claim(ctx, k)
 	if err != nil {
 		return err
@@ -66,7 +70,7 @@ func (c *Controller) Create(ctx context.Context, sb core.Sandbox, opts ...core.C
 		r.Kind, r.Settings, r.RuntimeName = kindSandbox, s, runtime
 		r.ClientsRecord = unknown == nil
 		r.NetNSPath, r.Rootfs = o.NetNSPath, o.Rootfs
-		r.Cgroup, r.OwnCgroup = c.cgroupOf(k, s)
+		r.Cgroup, r.OwnCgroup = path, own
 	})
 	if err != nil {
 		return err
@@ -173,17 +177,23 @@ func (b *box) prepare() error {
 
 // cgroupOf is the cgroup of a new sandbox, and whether it is ours to remove: a
 // pod's belongs to the kubelet.
-func (c *Controller) cgroupOf(k key, s settings) (string, bool) {
+func (c *Controller) cgroupOf(k key, s settings) (path string, own bool, err error) {
 	if s.CRI && s.CgroupParent != "" {
-		return s.CgroupParent, false
+		return s.CgroupParent, false, nil
 	}
 	parent := s.CgroupParent
 	if parent == "" {
 		parent = c.cfg.Cgroup
 	}
+	if c.cfg.Runtime.SystemdCgroup {
+		// Its containers are scopes, which must be in a slice. Dashes have a meaning
+		// in the names of slices.
+		path, err = cgroup.Subslice(parent, k.hash())
+		return path, true, err
+	}
 	// Two dashes in a row are in no name: without them "a.b" and "c" would share a
 	// cgroup with "a" and "b.c".
-	return filepath.Join(parent, k.namespace+"--"+k.id), true
+	return filepath.Join(parent, k.namespace+"--"+k.id), true, nil
 }
 
 // runtimeOf finds the OCI runtime in the record's runtime options, "" if they

@@ -228,7 +228,12 @@ func limits(quota int64, period, shares uint64, cpus, mems string, memory, swap,
 
 func fromCRI(netNSPath string, config *cri.PodSandboxConfig) (settings, error) {
 	linux := config.GetLinux()
-	ns := linux.GetSecurityContext().GetNamespaceOptions()
+	security := linux.GetSecurityContext()
+	if security.GetRunAsGroup() != nil && security.GetRunAsUser() == nil {
+		// Nothing runs as them here, but CRI wants it refused.
+		return settings{}, fmt.Errorf("a group to run as, %d, without a user: %w", security.GetRunAsGroup().GetValue(), errdefs.ErrInvalidArgument)
+	}
+	ns := security.GetNamespaceOptions()
 	s := settings{
 		CRI:          true,
 		Hostname:     config.GetHostname(),

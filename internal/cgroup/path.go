@@ -68,6 +68,30 @@ func Expand(systemd string) (string, error) {
 	return path.Join(dir, unit), nil
 }
 
+// Scope is the opposite of Expand: the systemd style for a scope below dir. A dir
+// that systemd would not keep as a slice gives the default slice.
+func Scope(dir, prefix, name string) string {
+	slice := path.Base(dir)
+	if at, err := expandSlice(slice); err != nil || at != dir {
+		slice = defaultSlice
+	}
+	return slice + ":" + prefix + ":" + name
+}
+
+// Subslice is the path of a slice below another one, which Resolve must know as
+// a slice.
+func Subslice(parent, name string) (string, error) {
+	dir, err := Resolve(parent)
+	if err != nil {
+		return "", err
+	}
+	base := path.Base(dir)
+	if at, err := expandSlice(base); err != nil || at != dir {
+		return "", fmt.Errorf("cgroup %q is no slice of systemd: %w", parent, errdefs.ErrInvalidArgument)
+	}
+	return expandSlice(strings.TrimSuffix(base, ".slice") + "-" + name + ".slice")
+}
+
 // expandSlice gives the directory of a slice: each dash is a level, so
 // a-b.slice is /a.slice/a-b.slice; "-.slice" is the root.
 func expandSlice(slice string) (string, error) {

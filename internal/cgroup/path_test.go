@@ -35,6 +35,42 @@ func TestResolve(t *testing.T) {
 	}
 }
 
+func TestScope(t *testing.T) {
+	for dir, want := range map[string]string{
+		"/kubepods.slice/kubepods-pod1.slice": "kubepods-pod1.slice:p:n",
+		"/a.slice":                            "a.slice:p:n",
+		"/caisson/x":                          "system.slice:p:n",
+		"/b.slice/a.slice":                    "system.slice:p:n", // not where systemd keeps a.slice
+		"":                                    "system.slice:p:n",
+	} {
+		got := Scope(dir, "p", "n")
+		if got != want {
+			t.Errorf("%q: %q, want %q", dir, got, want)
+		}
+		if at, err := Resolve(got); err != nil || want != "system.slice:p:n" && at != dir+"/p-n.scope" {
+			t.Errorf("%q is at %q, %v", got, at, err)
+		}
+	}
+}
+
+func TestSubslice(t *testing.T) {
+	for parent, want := range map[string]string{
+		"caisson.slice":                       "/caisson.slice/caisson-x.slice",
+		"/caisson.slice":                      "/caisson.slice/caisson-x.slice",
+		"/kubepods.slice/kubepods-pod1.slice": "/kubepods.slice/kubepods-pod1.slice/kubepods-pod1-x.slice",
+		"kubepods-pod1.slice":                 "/kubepods.slice/kubepods-pod1.slice/kubepods-pod1-x.slice",
+	} {
+		if got, err := Subslice(parent, "x"); err != nil || got != want {
+			t.Errorf("%q: %q, %v; want %q", parent, got, err, want)
+		}
+	}
+	for _, parent := range []string{"", "/caisson", "/b.slice/a.slice", "a.slice:p:n", "../a.slice"} {
+		if got, err := Subslice(parent, "x"); !errdefs.IsInvalidArgument(err) {
+			t.Errorf("%q: %q, %v", parent, got, err)
+		}
+	}
+}
+
 func FuzzResolve(f *testing.F) {
 	for _, s := range []string{"/a", "a.slice:b:c", "a-b.slice", "../x", "::"} {
 		f.Add(s)

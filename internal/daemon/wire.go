@@ -21,7 +21,12 @@ import (
 )
 
 // cgroupParent holds the cgroups of sandboxes whose client names no parent.
-const cgroupParent = "/caisson"
+func cgroupParent(cfg config.Config) string {
+	if cfg.Runtime.SystemdCgroup {
+		return "/caisson.slice"
+	}
+	return "/caisson"
+}
 
 // parts are what the sandboxer's sockets serve.
 type parts struct {
@@ -58,7 +63,7 @@ func wire(ctx context.Context, steps *undo.Stack, cfg config.Config) (*parts, er
 	ctl := sandbox.NewController(sandbox.Config{
 		Store:      store,
 		Dir:        filepath.Join(cfg.State, "s"),
-		Cgroup:     cgroupParent,
+		Cgroup:     cgroupParent(cfg),
 		Isolations: []sandbox.NamedIsolation{{Name: namespace.Name, Isolation: namespace.New(program)}},
 		Network:    networks,
 
@@ -75,7 +80,7 @@ func wire(ctx context.Context, steps *undo.Stack, cfg config.Config) (*parts, er
 		return nil, err
 	}
 	// Goes after the controller is closed: nobody makes a sandbox then.
-	steps.Add("cgroup", func(context.Context) error { return cgroup.Prune(cgroupParent) })
+	steps.Add("cgroup", func(context.Context) error { return cgroup.Prune(cgroupParent(cfg)) })
 	steps.Add("controller", func(context.Context) error { return ctl.Close() })
 	if err := ctl.Load(ctx, endpoints); err != nil {
 		return nil, fmt.Errorf("take over sandboxes: %w", err)

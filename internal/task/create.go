@@ -235,11 +235,9 @@ func (c *container) join() error {
 		return fmt.Errorf("task %q: the request and config.json differ on having a terminal: %w", c.ID, errdefs.ErrInvalidArgument)
 	}
 	member := c.set.cfg.Membership(c.ID)
-	if c.Runtime.SystemdCgroup {
-		member.Cgroup = "" // systemd names slices and scopes, not paths
-	}
-	joined := member.Join(spec)
-	if c.Runtime.Accept(spec) || joined {
+	changed := c.place(member, spec)
+	changed = member.Join(spec) || changed
+	if c.Runtime.Accept(spec) || changed {
 		if err := oci.WriteSpec(c.Bundle, spec); err != nil {
 			return fmt.Errorf("task %q: %w", c.ID, err)
 		}

@@ -1,0 +1,35 @@
+package task
+
+import (
+	"path/filepath"
+	"strings"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"caisson/internal/cgroup"
+	"caisson/internal/oci"
+)
+
+// place gives the path of the container's cgroup the form that the OCI runtime
+// reads: with systemd a slice and a scope, else a path. runc would make a
+// directory of the name "slice:prefix:name", outside its pod's.
+func (c *container) place(m oci.Membership, spec *specs.Spec) bool {
+	if spec.Linux == nil {
+		return false
+	}
+	path := &spec.Linux.CgroupsPath
+	switch {
+	case c.Runtime.SystemdCgroup && (*path == "" || *path == m.DefaultCgroup):
+		// The names of scopes are the host's.
+		*path = cgroup.Scope(filepath.Dir(m.Cgroup), "caisson", c.set.cfg.Namespace+"--"+c.ID)
+		return true
+	case !c.Runtime.SystemdCgroup && !strings.HasPrefix(*path, "/") && strings.Contains(*path, ":"):
+		at, err := cgroup.Expand(*path)
+		if err != nil {
+			return false // It is the runtime's to refuse.
+		}
+		*path = at
+		return true
+	}
+	return false
+}
