@@ -2,6 +2,7 @@ package crisuite
 
 import (
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"testing"
@@ -41,6 +42,7 @@ func fill(r *registry.Registry) error {
 		return err
 	}
 	images[setuidImage] = image.Options{Files: map[string]string{"/suid/su": busybox}, Modes: map[string]int64{"/suid/su": 0o4755}}
+	maps.Copy(images, imagesOfImages)
 	for ref, opts := range images {
 		opts.Ref = ref
 		if _, err := r.Add(opts); err != nil {

@@ -84,7 +84,9 @@ func TestExecWebSocket(t *testing.T) {
 			t.Errorf("got %q", got)
 		}
 		var result struct {
-			Details struct{ Causes []struct{ Reason, Message string } }
+			Details struct {
+				Causes []struct{ Reason, Message string }
+			}
 		}
 		if err := json.Unmarshal([]byte(got[resultChannel]), &result); err != nil || len(result.Details.Causes) != 1 || result.Details.Causes[0].Message != "5" {
 			t.Errorf("result %q: %v", got[resultChannel], err)
@@ -123,7 +125,9 @@ func TestForwardWebSocket(t *testing.T) {
 		port := func(port uint16) string { return string(binary.LittleEndian.AppendUint16(nil, port)) }
 		want := map[byte]string{0: port(8080) + "8080 first", 1: port(8080), 2: port(8081) + "8081 second", 3: port(8081)}
 		// The other side says which channels are of which port before it takes data.
-		w.receive(func(got map[byte]string) bool { return len(got[0]) >= 2 && len(got[1]) == 2 && len(got[2]) >= 2 && len(got[3]) == 2 })
+		w.receive(func(got map[byte]string) bool {
+			return len(got[0]) >= 2 && len(got[1]) == 2 && len(got[2]) >= 2 && len(got[3]) == 2
+		})
 		w.send(0, "first")
 		w.send(2, "second")
 		equal(t, "by channel", want, w.receive(func(got map[byte]string) bool { return len(got[0]) >= len(want[0]) && len(got[2]) >= len(want[2]) }))
