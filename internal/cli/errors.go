@@ -101,23 +101,30 @@ func (f failures) Error() string {
 
 func (f failures) Unwrap() []error { return f }
 
-// forEach does something to each argument, whatever becomes of the others, and
-// prints the names of those it worked for.
-func (a *app) forEach(args []string, do func(string) error) error {
-	var failed failures
-	for _, arg := range args {
-		if err := do(arg); err != nil {
-			failed = append(failed, err)
-			continue
-		}
-		if _, err := fmt.Fprintln(a.sys.Stdout, arg); err != nil {
+// forEach is the run of a command that does something to each of its arguments,
+// whatever becomes of the others, and prints the names of those it worked for.
+func (a *app) forEach(do func(ctx context.Context, c *client, arg string) error) func(*cobra.Command, []string) error {
+	return func(cmd *cobra.Command, args []string) error {
+		ctx, c, err := a.connect(cmd.Context())
+		if err != nil {
 			return err
 		}
+		defer c.Close()
+		var failed failures
+		for _, arg := range args {
+			if err := do(ctx, c, arg); err != nil {
+				failed = append(failed, err)
+				continue
+			}
+			if _, err := fmt.Fprintln(a.sys.Stdout, arg); err != nil {
+				return err
+			}
+		}
+		if len(failed) > 0 {
+			return failed
+		}
+		return nil
 	}
-	if len(failed) > 0 {
-		return failed
-	}
-	return nil
 }
 
 // unknownSubcommand refuses arguments of a command that only holds others.

@@ -119,34 +119,30 @@ func (a *app) imageListCommand() *cobra.Command {
 		Short:   "List images",
 		Example: "  caisson image ls\n  caisson image ls -q",
 		Args:    atMost(0, "no arguments"),
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			if err := o.check(); err != nil {
-				return err
-			}
-			ctx, c, err := a.connect(cmd.Context())
-			if err != nil {
-				return err
-			}
-			defer c.Close()
-			all, err := c.ListImages(ctx)
-			if err != nil {
-				return fmt.Errorf("list images: %w", err)
-			}
-			slices.SortFunc(all, func(a, b containerd.Image) int { return cmp.Compare(a.Name(), b.Name()) })
-			rows := make([]imageRow, 0, len(all))
-			for _, image := range all {
-				size, err := image.Size(ctx)
-				if err != nil {
-					size = -1
-				}
-				rows = append(rows, newImageRow(time.Now(), image.Metadata(), size))
-			}
-			return list(a.sys.Stdout, o, []string{"IMAGE", "DIGEST", "SIZE", "CREATED"}, rows)
-		},
+		RunE: lists(a, &o, []string{"IMAGE", "DIGEST", "SIZE", "CREATED"}, func(ctx context.Context, c *client, _ []string) ([]imageRow, error) {
+			return c.imageRows(ctx)
+		}),
 	}
 	o.addFormat(cmd, "table")
 	o.addQuiet(cmd, "the names")
 	return cmd
+}
+
+func (c *client) imageRows(ctx context.Context) ([]imageRow, error) {
+	all, err := c.ListImages(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("list images: %w", err)
+	}
+	slices.SortFunc(all, func(a, b containerd.Image) int { return cmp.Compare(a.Name(), b.Name()) })
+	rows := make([]imageRow, 0, len(all))
+	for _, image := range all {
+		size, err := image.Size(ctx)
+		if err != nil {
+			size = -1
+		}
+		rows = append(rows, newImageRow(time.Now(), image.Metadata(), size))
+	}
+	return rows, nil
 }
 
 func newImageRow(now time.Time, image images.Image, size int64) imageRow {
@@ -172,14 +168,7 @@ func (a *app) imageRemoveCommand() *cobra.Command {
 		Short:   "Remove images",
 		Example: "  caisson image rm demo:latest",
 		Args:    atLeast(1, "the name of an image"),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			ctx, c, err := a.connect(cmd.Context())
-			if err != nil {
-				return err
-			}
-			defer c.Close()
-			return a.forEach(args, func(ref string) error { return c.removeImage(ctx, ref, force) })
-		},
+		RunE:    a.forEach(func(ctx context.Context, c *client, ref string) error { return c.removeImage(ctx, ref, force) }),
 	}
 	cmd.Flags().BoolVarP(&force, "force", "f", false, "even if containers were made from it; an image that is not there is no error")
 	return cmd

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -38,6 +39,25 @@ func (o *output) check() error {
 type row interface {
 	columns() []string
 	key() string
+}
+
+// lists is the run of a command that shows what rows finds.
+func lists[R row](a *app, o *output, header []string, rows func(ctx context.Context, c *client, args []string) ([]R, error)) func(*cobra.Command, []string) error {
+	return func(cmd *cobra.Command, args []string) error {
+		if err := o.check(); err != nil {
+			return err
+		}
+		ctx, c, err := a.connect(cmd.Context())
+		if err != nil {
+			return err
+		}
+		defer c.Close()
+		found, err := rows(ctx, c, args)
+		if err != nil {
+			return err
+		}
+		return list(a.sys.Stdout, *o, header, found)
+	}
 }
 
 // list shows rows as a table with a header, as one JSON array, or as keys only.

@@ -58,21 +58,9 @@ func (a *app) psCommand() *cobra.Command {
 		Short:   "List containers that run",
 		Example: "  caisson ps\n  caisson ps -a --format json\n  caisson rm -f $(caisson ps -aq)",
 		Args:    atMost(0, "no arguments"),
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			if err := o.check(); err != nil {
-				return err
-			}
-			ctx, c, err := a.connect(cmd.Context())
-			if err != nil {
-				return err
-			}
-			defer c.Close()
-			rows, err := c.containerRows(ctx, all)
-			if err != nil {
-				return err
-			}
-			return list(a.sys.Stdout, o, []string{"CONTAINER", "SANDBOX", "IMAGE", "COMMAND", "STATUS", "PID", "CREATED"}, rows)
-		},
+		RunE: lists(a, &o, []string{"CONTAINER", "SANDBOX", "IMAGE", "COMMAND", "STATUS", "PID", "CREATED"}, func(ctx context.Context, c *client, _ []string) ([]containerRow, error) {
+			return c.containerRows(ctx, all)
+		}),
 	}
 	cmd.Flags().BoolVarP(&all, "all", "a", false, "those too that do not run")
 	o.addFormat(cmd, "table")

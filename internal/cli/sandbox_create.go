@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"context"
 	"fmt"
 	"regexp"
 	"strings"
@@ -208,25 +209,18 @@ func (a *app) sandboxStartCommand() *cobra.Command {
 		Short:   "Start sandboxes that were created",
 		Example: "  caisson sandbox start pod1",
 		Args:    atLeast(1, "the ID of a sandbox"),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			ctx, c, err := a.connect(cmd.Context())
-			if err != nil {
+		RunE: a.forEach(func(ctx context.Context, c *client, id string) error {
+			if _, err := c.sandboxRecord(ctx, id); err != nil {
 				return err
 			}
-			defer c.Close()
-			return a.forEach(args, func(id string) error {
-				if _, err := c.sandboxRecord(ctx, id); err != nil {
-					return err
-				}
-				if st, err := c.controller().Status(ctx, id, false); err == nil && sandboxState(st.State) == stateReady {
-					return nil
-				}
-				err := c.startSandbox(ctx, id)
-				if errdefs.IsNotFound(err) {
-					return advise(err, "sandbox %q has a record and nothing behind it (its start failed, or the machine was restarted): remove it with `caisson sandbox rm %s` and create it again", id, id)
-				}
-				return err
-			})
-		},
+			if st, err := c.controller().Status(ctx, id, false); err == nil && sandboxState(st.State) == stateReady {
+				return nil
+			}
+			err := c.startSandbox(ctx, id)
+			if errdefs.IsNotFound(err) {
+				return advise(err, "sandbox %q has a record and nothing behind it (its start failed, or the machine was restarted): remove it with `caisson sandbox rm %s` and create it again", id, id)
+			}
+			return err
+		}),
 	}
 }

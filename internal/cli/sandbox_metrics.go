@@ -45,21 +45,9 @@ func (a *app) sandboxMetricsCommand() *cobra.Command {
 		Use:     "metrics [ID...]",
 		Short:   "Show what sandboxes use, all that run if none is named",
 		Example: "  caisson sandbox metrics\n  caisson sandbox metrics pod1 --format json",
-		RunE: func(cmd *cobra.Command, args []string) error {
-			if err := o.check(); err != nil {
-				return err
-			}
-			ctx, c, err := a.connect(cmd.Context())
-			if err != nil {
-				return err
-			}
-			defer c.Close()
-			rows, err := c.metricsRows(ctx, args)
-			if err != nil {
-				return err
-			}
-			return list(a.sys.Stdout, o, []string{"SANDBOX", "CPU", "MEMORY", "LIMIT", "PIDS", "LIMIT"}, rows)
-		},
+		RunE: lists(a, &o, []string{"SANDBOX", "CPU", "MEMORY", "LIMIT", "PIDS", "LIMIT"}, func(ctx context.Context, c *client, ids []string) ([]metricsRow, error) {
+			return c.metricsRows(ctx, ids)
+		}),
 	}
 	o.addFormat(cmd, "table")
 	return cmd

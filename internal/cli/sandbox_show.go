@@ -49,21 +49,9 @@ func (a *app) sandboxListCommand() *cobra.Command {
 		Short:   "List sandboxes",
 		Example: "  caisson sandbox ls\n  caisson sandbox ls --format json",
 		Args:    atMost(0, "no arguments"),
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			if err := o.check(); err != nil {
-				return err
-			}
-			ctx, c, err := a.connect(cmd.Context())
-			if err != nil {
-				return err
-			}
-			defer c.Close()
-			rows, err := c.sandboxRows(ctx)
-			if err != nil {
-				return err
-			}
-			return list(a.sys.Stdout, o, []string{"SANDBOX", "STATE", "PID", "CONTAINERS", "CREATED"}, rows)
-		},
+		RunE: lists(a, &o, []string{"SANDBOX", "STATE", "PID", "CONTAINERS", "CREATED"}, func(ctx context.Context, c *client, _ []string) ([]sandboxRow, error) {
+			return c.sandboxRows(ctx)
+		}),
 	}
 	o.addFormat(cmd, "table")
 	o.addQuiet(cmd, "the IDs")

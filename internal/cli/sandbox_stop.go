@@ -26,23 +26,16 @@ func (a *app) sandboxStopCommand() *cobra.Command {
 		Short:   "Stop sandboxes and everything in them",
 		Example: "  caisson sandbox stop pod1\n  caisson sandbox stop -t 30 pod1",
 		Args:    atLeast(1, "the ID of a sandbox"),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			ctx, c, err := a.connect(cmd.Context())
-			if err != nil {
+		RunE: a.forEach(func(ctx context.Context, c *client, id string) error {
+			if _, err := c.sandboxRecord(ctx, id); err != nil {
 				return err
 			}
-			defer c.Close()
-			return a.forEach(args, func(id string) error {
-				if _, err := c.sandboxRecord(ctx, id); err != nil {
-					return err
-				}
-				// Unknown to the controller is as stopped as it can be.
-				if err := ignoreNotFound(c.controller().Stop(ctx, id, stopOpts(seconds)...)); err != nil {
-					return fmt.Errorf("sandbox %q: stop: %w", id, err)
-				}
-				return nil
-			})
-		},
+			// Unknown to the controller is as stopped as it can be.
+			if err := ignoreNotFound(c.controller().Stop(ctx, id, stopOpts(seconds)...)); err != nil {
+				return fmt.Errorf("sandbox %q: stop: %w", id, err)
+			}
+			return nil
+		}),
 	}
 	cmd.Flags().IntVarP(&seconds, "time", "t", -1, "seconds between TERM and KILL (default: the daemon's)")
 	return cmd
@@ -56,14 +49,9 @@ func (a *app) sandboxRemoveCommand() *cobra.Command {
 		Long:    "Remove sandboxes that are stopped and hold no containers.\nWith --force, running sandboxes are stopped and their containers are removed.",
 		Example: "  caisson sandbox rm pod1\n  caisson sandbox rm -f pod1",
 		Args:    atLeast(1, "the ID of a sandbox"),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			ctx, c, err := a.connect(cmd.Context())
-			if err != nil {
-				return err
-			}
-			defer c.Close()
-			return a.forEach(args, func(id string) error { return c.removeSandboxAndContainers(ctx, id, force) })
-		},
+		RunE: a.forEach(func(ctx context.Context, c *client, id string) error {
+			return c.removeSandboxAndContainers(ctx, id, force)
+		}),
 	}
 	cmd.Flags().BoolVarP(&force, "force", "f", false, "stop it and remove its containers too")
 	return cmd

@@ -23,13 +23,9 @@ func (a *app) stopCommand() *cobra.Command {
 			if seconds < 0 {
 				return advise(errdefs.ErrInvalidArgument, "--time %d is below zero: give the seconds to wait", seconds)
 			}
-			ctx, c, err := a.connect(cmd.Context())
-			if err != nil {
-				return err
-			}
-			defer c.Close()
-			grace := time.Duration(seconds) * time.Second
-			return a.forEach(args, func(id string) error { return c.stopContainer(ctx, id, grace) })
+			return a.forEach(func(ctx context.Context, c *client, id string) error {
+				return c.stopContainer(ctx, id, time.Duration(seconds)*time.Second)
+			})(cmd, args)
 		},
 	}
 	cmd.Flags().IntVarP(&seconds, "time", "t", 10, "seconds to wait before it is killed")
@@ -107,12 +103,7 @@ func (a *app) killCommand() *cobra.Command {
 			if err != nil {
 				return advise(errdefs.ErrInvalidArgument, "%q is not a signal: write it like HUP, SIGHUP or 1", name)
 			}
-			ctx, c, err := a.connect(cmd.Context())
-			if err != nil {
-				return err
-			}
-			defer c.Close()
-			return a.forEach(args, func(id string) error {
+			return a.forEach(func(ctx context.Context, c *client, id string) error {
 				_, task, err := c.running(ctx, id)
 				if err != nil {
 					return err
@@ -121,7 +112,7 @@ func (a *app) killCommand() *cobra.Command {
 					return fmt.Errorf("container %q: send %s: %w", id, signalName(sig), err)
 				}
 				return nil
-			})
+			})(cmd, args)
 		},
 	}
 	cmd.Flags().StringVarP(&name, "signal", "s", "KILL", "signal, by name or number")
@@ -135,20 +126,13 @@ func (a *app) removeCommand() *cobra.Command {
 		Short:   "Remove containers, with their logs and the sandboxes made for them",
 		Example: "  caisson rm web\n  caisson rm -f web db",
 		Args:    atLeast(1, "a container"),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			ctx, c, err := a.connect(cmd.Context())
-			if err != nil {
-				return err
+		RunE: a.forEach(func(ctx context.Context, c *client, id string) error {
+			err := c.removeContainer(ctx, id, removal{force: force})
+			if force {
+				return ignoreNotFound(err)
 			}
-			defer c.Close()
-			return a.forEach(args, func(id string) error {
-				err := c.removeContainer(ctx, id, removal{force: force})
-				if force {
-					return ignoreNotFound(err)
-				}
-				return err
-			})
-		},
+			return err
+		}),
 	}
 	cmd.Flags().BoolVarP(&force, "force", "f", false, "kill it first; a container that is not there is no error")
 	return cmd

@@ -36,7 +36,7 @@ func ServeGRPC(ctx context.Context, l net.Listener, ctl sandbox.Controller, stor
 	)
 	api.RegisterControllerServer(srv, &controllerService{ctl: ctl})
 	api.RegisterStoreServer(srv, &storeService{store: store})
-	runtimeapi.RegisterSandboxServer(srv, &runtimeService{ctl: ctl})
+	runtimeapi.RegisterSandboxServer(srv, &runtimeService{controller: controllerService{ctl: ctl}})
 
 	served := make(chan error, 1)
 	go func() { served <- srv.Serve(l) }()
@@ -60,7 +60,7 @@ func ServeTTRPC(ctx context.Context, l net.Listener, ctl sandbox.Controller) err
 	if err != nil {
 		return errors.Join(err, l.Close())
 	}
-	runtimeapi.RegisterTTRPCSandboxService(srv, &runtimeService{ctl: ctl})
+	runtimeapi.RegisterTTRPCSandboxService(srv, &runtimeService{controller: controllerService{ctl: ctl}})
 	return RunTTRPC(ctx, srv, l)
 }
 

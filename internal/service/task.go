@@ -46,7 +46,7 @@ func NewEndpoints(ctx context.Context, ctl Tasks) (*Endpoints, error) {
 		return nil, err
 	}
 	taskapi.RegisterTTRPCTaskService(srv, &taskService{ctl: ctl})
-	runtimeapi.RegisterTTRPCSandboxService(srv, &runtimeService{ctl: ctl})
+	runtimeapi.RegisterTTRPCSandboxService(srv, &runtimeService{controller: controllerService{ctl: ctl}})
 	return &Endpoints{ctx: ctx, srv: srv}, nil
 }
 
