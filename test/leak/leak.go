@@ -212,11 +212,12 @@ func (s *Snapshot) cgroups() error {
 			if !d.IsDir() {
 				return nil
 			}
-			mention := path
+			mention, line := path, "cgroup "+path
 			if path == m.Mountpoint+CgroupParent || strings.HasPrefix(path, m.Mountpoint+CgroupParent+"/") {
-				mention = "" // a pod's cgroup has the pod's ID for a name, and no token
+				// A pod's cgroup has the pod's ID for a name, and no token; who is in it may have one.
+				mention, line = "", strings.TrimSpace(line+" "+s.tokenIn(strings.TrimPrefix(path, m.Mountpoint)))
 			}
-			s.things["cgroup "+path] = thing{line: "cgroup " + path, mention: mention, remove: func() error { return os.Remove(path) }}
+			s.things["cgroup "+path] = thing{line: line, mention: mention, remove: func() error { return os.Remove(path) }}
 			return nil
 		})
 		if err != nil {
@@ -224,6 +225,22 @@ func (s *Snapshot) cgroups() error {
 		}
 	}
 	return nil
+}
+
+// tokenIn is the token of the processes below a cgroup, which Take has looked at
+// already; "" if there are none.
+func (s *Snapshot) tokenIn(cgroup string) string {
+	if cgroup == CgroupParent {
+		return ""
+	}
+	for _, t := range s.things {
+		if strings.HasPrefix(t.line, "process ") && strings.Contains(t.mention, ":"+cgroup) {
+			if token := tokens.FindString(t.mention); token != "" {
+				return token
+			}
+		}
+	}
+	return ""
 }
 
 // netns notes the network namespaces with a name; those without one live as
