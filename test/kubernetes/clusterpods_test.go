@@ -54,7 +54,7 @@ func testCluster(t *testing.T, engine string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c.kubectl(t, "apply", "-f", "testdata/cluster")
+	c.kubectl(t, "apply", "-f", "testdata/cluster/web.yaml")
 	t.Run("Replicas", c.testReplicas)
 	t.Run("DNS", c.testDNS)
 	t.Run("Exec", c.testExec)
@@ -147,13 +147,24 @@ func (c *cluster) testLogs(t *testing.T) {
 	if got := c.kubectl(t, "logs", "web-3"); got != "web-3 serves\n" {
 		t.Errorf("log: %q", got)
 	}
-	c.kubectl(t, "wait", "--for=jsonpath={.status.containerStatuses[0].started}=true", "pod/counter", "--timeout=60s")
+	c.kubectl(t, "apply", "-f", "testdata/cluster/counter.yaml")
 	var want strings.Builder
 	for n := range 60 {
 		fmt.Fprintln(&want, n)
 	}
-	if got := c.kubectl(t, "logs", "-f", "counter"); got != want.String() {
-		t.Errorf("log that was followed: %q", got)
+	limit := time.Minute
+	err := daemon.Poll(harness.Context(t, limit), limit, func() error {
+		res := c.try(t, "", "logs", "-f", "counter")
+		if res.Code != 0 {
+			return fmt.Errorf("logs -f: %s", res.Stderr) // the container is not there yet
+		}
+		if res.Stdout != want.String() {
+			t.Errorf("log that was followed: %q", res.Stdout)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Error(err)
 	}
 	c.kubectl(t, "wait", "--for=jsonpath={.status.phase}=Succeeded", "pod/counter", "--timeout=60s")
 }

@@ -44,6 +44,9 @@ func needPrograms(t *testing.T) {
 	if os.Getenv(programsEnv) == "" {
 		t.Skip("no Kubernetes: run make test-kubernetes")
 	}
+	if os.Getuid() != 0 {
+		t.Skip("needs root")
+	}
 }
 
 // nodeIP is the node's address: an API server takes none of loopback.
