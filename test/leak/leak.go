@@ -10,6 +10,7 @@ package leak
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -40,13 +41,15 @@ type Snapshot struct {
 type thing struct {
 	line    string       // what a person reads
 	mention string       // where the token is looked for; "" if every new one counts
+	pod     string       // a pod's cgroup, whose processes tell whose it is
 	remove  func() error // what Clean does
 }
 
 // Take makes a snapshot.
 func Take() (*Snapshot, error) {
 	s := &Snapshot{things: map[string]thing{}}
-	for _, look := range []func() error{s.processes, s.mounts, s.cgroups, s.netns, s.links, s.files} {
+	// Processes last: they tell whose the cgroups are.
+	for _, look := range []func() error{s.mounts, s.cgroups, s.netns, s.links, s.files, s.processes} {
 		if err := look(); err != nil {
 			return nil, fmt.Errorf("snapshot: %w", err)
 		}
@@ -110,7 +113,7 @@ func (s *Snapshot) diff(token string) ([]thing, error) {
 		if t.mention != "" && !strings.Contains(t.mention, token) {
 			continue
 		}
-		if other := tokens.FindString(t.line); t.mention == "" && other != "" && other != token {
+		if other := cmp.Or(tokens.FindString(t.line), now.tokenIn(t.pod)); t.mention == "" && other != "" && other != token {
 			continue
 		}
 		found = append(found, t)
@@ -212,12 +215,11 @@ func (s *Snapshot) cgroups() error {
 			if !d.IsDir() {
 				return nil
 			}
-			mention, line := path, "cgroup "+path
-			if path == m.Mountpoint+CgroupParent || strings.HasPrefix(path, m.Mountpoint+CgroupParent+"/") {
-				// A pod's cgroup has the pod's ID for a name, and no token; who is in it may have one.
-				mention, line = "", strings.TrimSpace(line+" "+s.tokenIn(strings.TrimPrefix(path, m.Mountpoint)))
+			mention, pod := path, ""
+			if rel := strings.TrimPrefix(path, m.Mountpoint); rel == CgroupParent || strings.HasPrefix(rel, CgroupParent+"/") {
+				mention, pod = "", rel // a pod's cgroup has the pod's ID for a name, and no token
 			}
-			s.things["cgroup "+path] = thing{line: line, mention: mention, remove: func() error { return os.Remove(path) }}
+			s.things["cgroup "+path] = thing{line: "cgroup " + path, mention: mention, pod: pod, remove: func() error { return os.Remove(path) }}
 			return nil
 		})
 		if err != nil {
@@ -227,10 +229,10 @@ func (s *Snapshot) cgroups() error {
 	return nil
 }
 
-// tokenIn is the token of the processes below a cgroup, which Take has looked at
-// already; "" if there are none.
+// tokenIn is the token of the processes below a pod's cgroup; "" if there are
+// none.
 func (s *Snapshot) tokenIn(cgroup string) string {
-	if cgroup == CgroupParent {
+	if cgroup == "" || cgroup == CgroupParent {
 		return ""
 	}
 	for _, t := range s.things {
