@@ -154,6 +154,8 @@ func TestAttach(t *testing.T) {
 				x.Close()
 			}
 			other, one := s.attach(id, tty), s.attach(id, tty)
+			s.say(other.Stdin, "me\n") // it is attached when it hears itself
+			s.hear(other.Stdout, "heard me")
 			s.say(one.Stdin, "all\n")
 			s.hear(one.Stdout, "heard all")
 			s.hear(other.Stdout, "heard all")
