@@ -72,7 +72,7 @@ func (s *Snapshot) New(token string) ([]string, error) {
 // detached, cgroups, namespaces, links and files removed. It is for tests that
 // failed, so that one leak does not fail the next test too.
 func (s *Snapshot) Clean(token string) error {
-	_, err := s.clean(token, append(volatile, "file"))
+	_, err := s.clean(token, append(volatile, "file"), func(thing) bool { return true })
 	return err
 }
 
@@ -80,18 +80,19 @@ func (s *Snapshot) Clean(token string) error {
 // which they can be removed.
 var volatile = []string{"process", "mount", "cgroup", "netns", "link"}
 
-// PowerOff removes what New lists and a machine loses with its power. What it
-// finds may hold other things for a moment: repeat it until it finds nothing.
+// PowerOff removes of what New lists all that has the token and that a machine
+// loses with its power. What it finds may hold other things for a moment: repeat
+// it until it finds nothing.
 func (s *Snapshot) PowerOff(token string) (found int, err error) {
-	return s.clean(token, volatile)
+	return s.clean(token, volatile, func(t thing) bool { return strings.Contains(t.line+t.mention, token) })
 }
 
-func (s *Snapshot) clean(token string, kinds []string) (found int, err error) {
+func (s *Snapshot) clean(token string, kinds []string, ours func(thing) bool) (found int, err error) {
 	things, err := s.diff(token)
 	errs := []error{err}
 	for _, kind := range kinds {
 		for _, t := range slices.Backward(things) { // children sort after their parents
-			if strings.HasPrefix(t.line, kind) && t.remove != nil {
+			if strings.HasPrefix(t.line, kind) && t.remove != nil && ours(t) {
 				found++
 				errs = append(errs, t.remove())
 			}
