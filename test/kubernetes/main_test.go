@@ -68,6 +68,15 @@ var sysctls = []string{
 // prepareHost gives the node an address and directories of its own. What it
 // returns undoes the changes of a kubelet that the namespaces do not.
 func prepareHost() (restore func() error, err error) {
+	// One run at a time, until this process ends: a second one would take what the
+	// first one's kubelet has set for the host's.
+	lock, err := os.Open(os.Getenv(programsEnv))
+	if err == nil {
+		err = unix.Flock(int(lock.Fd()), unix.LOCK_EX)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("lock: %w", err)
+	}
 	values := map[string]string{}
 	for _, name := range sysctls {
 		if value, err := os.ReadFile("/proc/sys/" + name); err == nil { // a kernel without it has nothing to restore
@@ -84,7 +93,7 @@ func prepareHost() (restore func() error, err error) {
 			return nil, err
 		}
 	}
-	return func() error { return restoreSysctls(values) }, addNodeIP()
+	return func() error { return errors.Join(restoreSysctls(values), lock.Close()) }, addNodeIP()
 }
 
 func restoreSysctls(values map[string]string) error {
