@@ -1,0 +1,193 @@
+package libcontainerd
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+
+	runcoptions "github.com/containerd/containerd/api/types/runc/options"
+	tasktypes "github.com/containerd/containerd/api/types/task"
+	containerd "github.com/containerd/containerd/v2/client"
+	c8dcontainers "github.com/containerd/containerd/v2/core/containers"
+	"github.com/containerd/containerd/v2/pkg/cio"
+	"github.com/containerd/errdefs"
+	"github.com/containerd/typeurl/v2"
+	"github.com/opencontainers/runtime-spec/specs-go"
+)
+
+var _ Container = (*container)(nil)
+
+type container struct {
+	client *client
+	ledger *ledger
+	ctr    containerd.Container
+}
+
+func (c *container) Start(ctx context.Context, checkpointDir string, withStdin bool, attachStdio StdioCallback) (Task, error) {
+	t, err := c.NewTask(ctx, checkpointDir, withStdin, attachStdio)
+	if err != nil {
+		return nil, err
+	}
+	if err := t.Start(ctx); err != nil {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
+		defer cancel()
+		return nil, errors.Join(err, t.ForceDelete(ctx))
+	}
+	return t, nil
+}
+
+func (c *container) NewTask(ctx context.Context, checkpointDir string, withStdin bool, attachStdio StdioCallback) (_ Task, err error) {
+	ctx, end, err := c.client.begin(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer end()
+	id := c.ledger.id
+	info, err := c.ctr.Info(ctx, containerd.WithoutRefreshedMetadata)
+	if err != nil {
+		return nil, failed(err, "container %q", id)
+	}
+	var spec specs.Spec
+	if err := json.Unmarshal(info.Spec.GetValue(), &spec); err != nil {
+		return nil, fmt.Errorf("container %q: spec: %w: %w", id, errdefs.ErrInvalidArgument, err)
+	}
+	opts := []containerd.NewTaskOpts{withIOOwner(info, &spec)}
+	if checkpointDir != "" {
+		checkpoint, remove, err := c.client.upload(ctx, checkpointDir)
+		if err != nil {
+			return nil, fmt.Errorf("container %q: create task: %w", id, err)
+		}
+		defer func() { err = errors.Join(err, remove()) }()
+		opts = append(opts, checkpoint)
+	}
+	if err := c.removeHalfMade(ctx); err != nil {
+		return nil, fmt.Errorf("container %q: create task: %w", id, err)
+	}
+	rio, in, discard, err := c.ledger.stdio(id, withStdin, spec.Process != nil && spec.Process.Terminal, attachStdio)
+	if err != nil {
+		return nil, fmt.Errorf("container %q: create task: %w", id, err)
+	}
+	ct, err := c.ctr.NewTask(ctx, func(string) (cio.IO, error) { return rio, nil }, opts...)
+	if err != nil {
+		err = failed(err, "container %q: create task", id)
+		c.ledger.setHalfMade(uncertain(err) || errdefs.IsUnknown(err))
+		return nil, errors.Join(err, discard())
+	}
+	t := c.task(c.ledger.own(ct.Pid()), rio)
+	if err := in.ready(t.closeStdin(ctx)); err != nil {
+		c.client.log.WithError(err).WithField("container", id).Warn("stdin stays open")
+	}
+	return t, nil
+}
+
+func (c *container) task(r *run, rio cio.IO) *task {
+	return &task{handle: newHandle(c.ledger, r, r.init, rio), container: c}
+}
+
+// removeHalfMade removes the task of an earlier NewTask that got no answer.
+func (c *container) removeHalfMade(ctx context.Context) error {
+	if !c.ledger.isHalfMade() {
+		return nil
+	}
+	state, err := c.client.state(ctx, c.ledger.id, "")
+	switch {
+	case errdefs.IsNotFound(err):
+	case err != nil:
+		return err
+	case state.Status == tasktypes.Status_CREATED || state.Status == tasktypes.Status_STOPPED:
+		t := c.task(c.ledger.own(state.Pid), nil)
+		if err := t.ForceDelete(ctx); err != nil {
+			return err
+		}
+	}
+	c.ledger.setHalfMade(false)
+	return nil
+}
+
+func (c *container) Task(ctx context.Context) (Task, error) {
+	ctx, end, err := c.client.begin(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer end()
+	t, _, err := c.load(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return t, nil
+}
+
+func (c *container) load(ctx context.Context) (*task, *tasktypes.Process, error) {
+	c.ledger.mu.Lock()
+	known := c.ledger.currentLocked()
+	c.ledger.mu.Unlock()
+	state, err := c.client.state(ctx, c.ledger.id, "")
+	if err != nil {
+		return nil, nil, err
+	}
+	r := c.ledger.observe(known, state)
+	if r == nil {
+		return nil, nil, fmt.Errorf("container %q: its task was just deleted: %w", c.ledger.id, errdefs.ErrNotFound)
+	}
+	return c.task(r, nil), state, nil
+}
+
+func (c *container) AttachTask(ctx context.Context, attachStdio StdioCallback) (Task, error) {
+	ctx, end, err := c.client.begin(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer end()
+	t, state, err := c.load(ctx)
+	if err != nil {
+		return nil, err
+	}
+	rio, in, err := connect(cio.Config{Terminal: state.Terminal, Stdin: state.Stdin, Stdout: state.Stdout, Stderr: state.Stderr}, attachStdio)
+	if err != nil {
+		return nil, fmt.Errorf("container %q: attach: %w", c.ledger.id, err)
+	}
+	t = c.task(t.run, rio)
+	return t, in.ready(t.closeStdin(ctx))
+}
+
+func (c *container) Delete(ctx context.Context) error {
+	ctx, end, err := c.client.begin(ctx)
+	if err != nil {
+		return err
+	}
+	defer end()
+	defer c.client.lock(containers, c.ledger.id)()
+	err = failed(c.ctr.Delete(ctx), "container %q: delete", c.ledger.id)
+	if err == nil || errdefs.IsNotFound(err) {
+		c.ledger.containerGone()
+	}
+	return err
+}
+
+// withIOOwner gives the stdio pipes that runc's shim makes to the container's root.
+func withIOOwner(info c8dcontainers.Container, spec *specs.Spec) containerd.NewTaskOpts {
+	return func(_ context.Context, _ *containerd.Client, t *containerd.TaskInfo) error {
+		if info.Runtime.Options == nil || len(info.Runtime.Options.GetValue()) == 0 {
+			return nil
+		}
+		v, err := typeurl.UnmarshalAny(info.Runtime.Options)
+		if err != nil {
+			return fmt.Errorf("runtime options: %w: %w", errdefs.ErrInvalidArgument, err)
+		}
+		if opts, ok := v.(*runcoptions.Options); ok && spec.Linux != nil {
+			opts.IoUid, opts.IoGid = hostRoot(spec.Linux.UIDMappings), hostRoot(spec.Linux.GIDMappings)
+			t.Options = opts
+		}
+		return nil
+	}
+}
+
+func hostRoot(mappings []specs.LinuxIDMapping) uint32 {
+	for _, m := range mappings {
+		if m.ContainerID == 0 && m.Size > 0 {
+			return m.HostID
+		}
+	}
+	return 0
+}

@@ -1,0 +1,264 @@
+package libcontainerd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/containerd/containerd/api/services/tasks/v1"
+	tasktypes "github.com/containerd/containerd/api/types/task"
+	containerd "github.com/containerd/containerd/v2/client"
+	"github.com/containerd/containerd/v2/pkg/cio"
+	"github.com/containerd/errdefs"
+)
+
+const (
+	closeStdinTimeout = 10 * time.Second
+	undoTimeout       = 30 * time.Second
+)
+
+var _ Process = (*handle)(nil)
+
+// handle is a process as the engine sees it.
+type handle struct {
+	client *client
+	ledger *ledger
+	run    *run
+	proc   *process
+	io     cio.IO // nil if this program is not connected to it
+
+	drained func() <-chan struct{} // closed when the output was read to its end
+}
+
+func newHandle(l *ledger, r *run, p *process, rio cio.IO) *handle {
+	return &handle{client: l.client, ledger: l, run: r, proc: p, io: rio, drained: sync.OnceValue(func() <-chan struct{} {
+		done := make(chan struct{})
+		go func() { // ends with the output, which this program cannot hasten
+			defer close(done)
+			rio.Cancel() // of FIFOs that nobody ever opened
+			rio.Wait()
+		}()
+		return done
+	})}
+}
+
+// processID is the id in the server's requests and in events.
+func (h *handle) processID() string {
+	if h.proc.id != "" {
+		return h.proc.id
+	}
+	return h.ledger.id
+}
+
+func (h *handle) String() string {
+	if h.proc.id == "" {
+		return fmt.Sprintf("container %q", h.ledger.id)
+	}
+	return fmt.Sprintf("exec %q of container %q", h.proc.id, h.ledger.id)
+}
+
+func (h *handle) service() tasks.TasksClient { return h.client.server.TaskService() }
+
+func (h *handle) Pid() uint32 {
+	h.ledger.mu.Lock()
+	defer h.ledger.mu.Unlock()
+	return h.proc.pid
+}
+
+func (h *handle) Kill(ctx context.Context, signal syscall.Signal) error {
+	ctx, end, err := h.client.begin(ctx)
+	if err != nil {
+		return err
+	}
+	defer end()
+	_, err = h.service().Kill(ctx, &tasks.KillRequest{ContainerID: h.ledger.id, ExecID: h.proc.id, Signal: uint32(signal)})
+	return failed(err, "%s: kill", h)
+}
+
+func (h *handle) Resize(ctx context.Context, width, height uint32) error {
+	ctx, end, err := h.client.begin(ctx)
+	if err != nil {
+		return err
+	}
+	defer end()
+	_, err = h.service().ResizePty(ctx, &tasks.ResizePtyRequest{ContainerID: h.ledger.id, ExecID: h.proc.id, Width: width, Height: height})
+	return failed(err, "%s: resize", h)
+}
+
+// start lets the process run. An attempt whose answer was lost may have done it, so
+// it is repeated until there is an answer that settles it; a call that ends before
+// leaves the process starting.
+func (h *handle) start(ctx context.Context) error {
+	h.ledger.starting(h.proc)
+	defer h.ledger.returned(h.proc)
+	// Should this program be killed now, the next one asks whether it started.
+	if err := h.ledger.save(); err != nil {
+		h.ledger.idle(h.proc)
+		return fmt.Errorf("%s: start: %w", h, err)
+	}
+	wait := retryFirst
+	for first := true; ; first = false {
+		resp, err := h.service().Start(ctx, &tasks.StartRequest{ContainerID: h.ledger.id, ExecID: h.proc.id})
+		if err == nil {
+			h.ledger.update(func() { h.proc.startedLocked(resp.Pid) })
+			return nil
+		}
+		err = failed(err, "%s: start", h)
+		if !uncertain(err) {
+			started, known := h.startedAnyway(ctx, first)
+			if started {
+				return nil
+			}
+			if known {
+				h.ledger.idle(h.proc)
+				return err
+			}
+		}
+		if pause(ctx, &wait) != nil {
+			return err
+		}
+	}
+}
+
+// startedAnyway says whether a process runs although its start failed, if that can
+// be known: the call before, which got no answer, may have started it, and then it
+// may also have exited.
+func (h *handle) startedAnyway(ctx context.Context, first bool) (started, known bool) {
+	state, err := h.client.state(ctx, h.ledger.id, h.proc.id)
+	if err != nil {
+		return false, first || errdefs.IsNotFound(err)
+	}
+	if running(state.Status) || !first && state.Status == tasktypes.Status_STOPPED {
+		h.ledger.update(func() { h.proc.startedLocked(state.Pid) })
+		return true, true
+	}
+	return false, true
+}
+
+// uncertain: the server may have done what the call asked for.
+func uncertain(err error) bool {
+	return errdefs.IsUnavailable(err) || errdefs.IsCanceled(err) || errdefs.IsDeadlineExceeded(err)
+}
+
+// pause waits between two attempts, longer each time.
+func pause(ctx context.Context, wait *time.Duration) error {
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-time.After(*wait):
+		*wait = min(2**wait, retryLast)
+		return nil
+	}
+}
+
+func (h *handle) closeStdin(ctx context.Context) func() error {
+	ctx = context.WithoutCancel(ctx)
+	return func() error {
+		ctx, cancel := context.WithTimeout(ctx, closeStdinTimeout)
+		defer cancel()
+		_, err := h.service().CloseIO(ctx, &tasks.CloseIORequest{ContainerID: h.ledger.id, ExecID: h.proc.id, Stdin: true})
+		if err = failed(err, "%s: close stdin", h); errdefs.IsNotFound(err) {
+			return nil // it needs none any more
+		}
+		return err
+	}
+}
+
+// Delete first has the exit written down: the server forgets it.
+func (h *handle) Delete(ctx context.Context) (*containerd.ExitStatus, error) {
+	ctx, end, err := h.client.begin(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer end()
+	state, err := h.client.state(ctx, h.ledger.id, h.proc.id)
+	if errdefs.IsNotFound(err) {
+		return nil, errors.Join(fmt.Errorf("%s: delete: %w", h, err), h.forgotten())
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%s: delete: %w", h, err)
+	}
+	switch {
+	case state.Status == tasktypes.Status_STOPPED:
+		h.ledger.exit(h.proc, exitOf(state.ExitStatus, state.ExitedAt))
+	case running(state.Status) || h.proc.id == "":
+		return nil, fmt.Errorf("%s is %s and cannot be deleted; kill it first: %w", h, state.Status, errdefs.ErrFailedPrecondition)
+	}
+	if h.io != nil {
+		select {
+		case <-h.drained():
+		case <-ctx.Done():
+			return nil, fmt.Errorf("%s: delete: its output was not read to the end: %w", h, ctx.Err())
+		}
+	}
+	if err := h.settleExecs(ctx); err != nil {
+		return nil, err
+	}
+	if err := h.ledger.save(); err != nil {
+		return nil, fmt.Errorf("%s: delete: %w", h, err)
+	}
+	status, err := h.delete(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return status, h.forgotten()
+}
+
+// settleExecs learns how the execs of a container ended that is about to be deleted:
+// the server forgets them with it.
+func (h *handle) settleExecs(ctx context.Context) error {
+	if h.proc.id != "" {
+		return nil
+	}
+	h.ledger.mu.Lock()
+	execs := slices.DeleteFunc(slices.Clone(h.run.execs), func(p *process) bool { return !p.live() })
+	h.ledger.mu.Unlock()
+	for _, p := range execs {
+		if err := h.client.reconcileExec(ctx, h.ledger, p); err != nil {
+			return fmt.Errorf("%s: delete: %w", h, err)
+		}
+		h.ledger.mu.Lock()
+		waiting := p.started && p.exit == nil
+		h.ledger.mu.Unlock()
+		if !waiting {
+			continue
+		}
+		e, err := h.ledger.await(ctx, h.run, p, true)
+		if err != nil && !errdefs.IsNotFound(err) {
+			return fmt.Errorf("%s: delete: %w", h, err)
+		}
+		if err == nil {
+			h.ledger.exit(p, e)
+		}
+	}
+	return nil
+}
+
+func (h *handle) delete(ctx context.Context) (*containerd.ExitStatus, error) {
+	var resp *tasks.DeleteResponse
+	var err error
+	if h.proc.id == "" {
+		resp, err = h.service().Delete(ctx, &tasks.DeleteTaskRequest{ContainerID: h.ledger.id})
+	} else {
+		resp, err = h.service().DeleteProcess(ctx, &tasks.DeleteProcessRequest{ContainerID: h.ledger.id, ExecID: h.proc.id})
+	}
+	if err != nil {
+		return nil, failed(err, "%s: delete", h)
+	}
+	return containerd.NewExitStatus(resp.ExitStatus, resp.ExitedAt.AsTime(), nil), nil
+}
+
+// forgotten: the server knows the process no more, and nobody needs its stdio.
+func (h *handle) forgotten() error {
+	h.ledger.removed(h.proc)
+	var err error
+	if h.io != nil {
+		h.io.Cancel()
+		err = h.io.Close()
+	}
+	return errors.Join(err, h.ledger.removeStdio(h.processID()))
+}

@@ -1,0 +1,325 @@
+package libcontainerd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"syscall"
+
+	"github.com/containerd/containerd/api/services/tasks/v1"
+	"github.com/containerd/containerd/api/types/runc/options"
+	tasktypes "github.com/containerd/containerd/api/types/task"
+	containerd "github.com/containerd/containerd/v2/client"
+	"github.com/containerd/containerd/v2/pkg/identifiers"
+	"github.com/containerd/errdefs"
+	"github.com/containerd/typeurl/v2"
+	"github.com/opencontainers/runtime-spec/specs-go"
+)
+
+var _ Task = (*task)(nil)
+
+type task struct {
+	*handle
+	container *container
+}
+
+func (t *task) Start(ctx context.Context) error {
+	ctx, end, err := t.client.begin(ctx)
+	if err != nil {
+		return err
+	}
+	defer end()
+	t.ledger.mu.Lock()
+	started := t.proc.started
+	t.ledger.mu.Unlock()
+	if started {
+		return nil
+	}
+	return t.start(ctx)
+}
+
+func (t *task) Pause(ctx context.Context) error {
+	ctx, end, err := t.client.begin(ctx)
+	if err != nil {
+		return err
+	}
+	defer end()
+	if _, err := t.service().Pause(ctx, &tasks.PauseTaskRequest{ContainerID: t.ledger.id}); err != nil {
+		return failed(err, "%s: pause", t.handle)
+	}
+	t.ledger.paused(true)
+	return nil
+}
+
+func (t *task) Resume(ctx context.Context) error {
+	ctx, end, err := t.client.begin(ctx)
+	if err != nil {
+		return err
+	}
+	defer end()
+	if _, err := t.service().Resume(ctx, &tasks.ResumeTaskRequest{ContainerID: t.ledger.id}); err != nil {
+		return failed(err, "%s: resume", t.handle)
+	}
+	t.ledger.paused(false)
+	return nil
+}
+
+func (t *task) Stats(ctx context.Context) (*Stats, error) {
+	ctx, end, err := t.client.begin(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer end()
+	resp, err := t.service().Metrics(ctx, &tasks.MetricsRequest{Filters: []string{"id==" + t.ledger.id}})
+	if err != nil {
+		return nil, failed(err, "%s: metrics", t.handle)
+	}
+	if len(resp.Metrics) == 0 {
+		return nil, fmt.Errorf("%s: metrics: it has no task that runs: %w", t.handle, errdefs.ErrNotFound)
+	}
+	return statsOf(t.handle, resp.Metrics[0])
+}
+
+func (t *task) Pids(ctx context.Context) ([]containerd.ProcessInfo, error) {
+	ctx, end, err := t.client.begin(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer end()
+	resp, err := t.service().ListPids(ctx, &tasks.ListPidsRequest{ContainerID: t.ledger.id})
+	if err != nil {
+		return nil, failed(err, "%s: processes", t.handle)
+	}
+	infos := make([]containerd.ProcessInfo, 0, len(resp.Processes))
+	for _, p := range resp.Processes {
+		infos = append(infos, containerd.ProcessInfo{Pid: p.Pid, Info: p.Info})
+	}
+	return infos, nil
+}
+
+func (t *task) Summary(ctx context.Context) ([]Summary, error) {
+	infos, err := t.Pids(ctx)
+	if err != nil {
+		return nil, err
+	}
+	summaries := make([]Summary, 0, len(infos))
+	for _, p := range infos {
+		s := Summary{Pid: p.Pid}
+		var details options.ProcessDetails
+		if p.Info != nil && typeurl.UnmarshalTo(p.Info, &details) == nil && details.ExecID != t.ledger.id {
+			s.ExecID = details.ExecID
+		}
+		summaries = append(summaries, s)
+	}
+	return summaries, nil
+}
+
+func (t *task) Status(ctx context.Context) (containerd.Status, error) {
+	ctx, end, err := t.client.begin(ctx)
+	if err != nil {
+		return containerd.Status{}, err
+	}
+	defer end()
+	state, err := t.client.state(ctx, t.ledger.id, "")
+	if err != nil {
+		return containerd.Status{}, err
+	}
+	return containerd.Status{Status: statusOf(state.Status), ExitStatus: state.ExitStatus, ExitTime: state.ExitedAt.AsTime()}, nil
+}
+
+func statusOf(s tasktypes.Status) containerd.ProcessStatus {
+	switch s {
+	case tasktypes.Status_CREATED:
+		return containerd.Created
+	case tasktypes.Status_RUNNING:
+		return containerd.Running
+	case tasktypes.Status_STOPPED:
+		return containerd.Stopped
+	case tasktypes.Status_PAUSED:
+		return containerd.Paused
+	case tasktypes.Status_PAUSING:
+		return containerd.Pausing
+	}
+	return containerd.Unknown
+}
+
+func (t *task) UpdateResources(ctx context.Context, resources *Resources) error {
+	ctx, end, err := t.client.begin(ctx)
+	if err != nil {
+		return err
+	}
+	defer end()
+	limits, err := typeurl.MarshalAnyToProto(resources)
+	if err != nil {
+		return fmt.Errorf("%s: update: %w: %w", t.handle, errdefs.ErrInvalidArgument, err)
+	}
+	_, err = t.service().Update(ctx, &tasks.UpdateTaskRequest{ContainerID: t.ledger.id, Resources: limits})
+	return failed(err, "%s: update", t.handle)
+}
+
+// ForceDelete kills, waits and deletes. The FIFOs may hold output that nobody reads
+// any more, which must not hold it up.
+func (t *task) ForceDelete(ctx context.Context) error {
+	ctx, end, err := t.client.begin(ctx)
+	if err != nil {
+		return err
+	}
+	defer end()
+	state, err := t.client.state(ctx, t.ledger.id, "")
+	if errdefs.IsNotFound(err) {
+		return t.forgotten()
+	}
+	if err != nil {
+		return fmt.Errorf("%s: delete: %w", t.handle, err)
+	}
+	if state.Status != tasktypes.Status_STOPPED {
+		if err := t.end(ctx, state); err != nil && !errdefs.IsNotFound(err) {
+			return err
+		}
+	}
+	if err := t.settleExecs(ctx); err != nil {
+		return err
+	}
+	if err := t.ledger.save(); err != nil {
+		return fmt.Errorf("%s: delete: %w", t.handle, err)
+	}
+	if _, err := t.delete(ctx); err != nil && !errdefs.IsNotFound(err) {
+		return err
+	}
+	return t.forgotten()
+}
+
+// end kills everything in the container and notes the exit.
+func (t *task) end(ctx context.Context, state *tasktypes.Process) error {
+	if state.Status == tasktypes.Status_CREATED {
+		// Written down before the kill makes it look like one that had started.
+		t.ledger.update(func() { t.proc.starting = t.proc.calling })
+		if err := t.ledger.save(); err != nil {
+			return fmt.Errorf("%s: delete: %w", t.handle, err)
+		}
+	}
+	if state.Status == tasktypes.Status_PAUSED || state.Status == tasktypes.Status_PAUSING {
+		if err := t.Resume(ctx); err != nil && !errdefs.IsNotFound(err) && !errdefs.IsFailedPrecondition(err) {
+			return err
+		}
+	}
+	_, err := t.service().Kill(ctx, &tasks.KillRequest{ContainerID: t.ledger.id, Signal: uint32(syscall.SIGKILL), All: true})
+	if err = failed(err, "%s: kill", t.handle); err != nil && !errdefs.IsNotFound(err) && !errdefs.IsFailedPrecondition(err) {
+		return err
+	}
+	resp, err := t.service().Wait(ctx, &tasks.WaitRequest{ContainerID: t.ledger.id})
+	if err != nil {
+		return failed(err, "%s: wait", t.handle)
+	}
+	t.ledger.exit(t.proc, exitOf(resp.ExitStatus, resp.ExitedAt))
+	return nil
+}
+
+func (t *task) Exec(ctx context.Context, processID string, spec *specs.Process, withStdin bool, attachStdio StdioCallback) (_ Process, err error) {
+	if err := identifiers.Validate(processID); err != nil {
+		return nil, fmt.Errorf("exec in %s: %w", t.handle, err)
+	}
+	if processID == t.ledger.id || spec == nil {
+		return nil, fmt.Errorf("exec in %s: an id other than the container's and a process are needed: %w", t.handle, errdefs.ErrInvalidArgument)
+	}
+	ctx, end, err := t.client.begin(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer end()
+	if err := t.ledger.waitForRoom(ctx); err != nil {
+		return nil, err
+	}
+	p, err := t.ledger.ownExec(t.run, processID)
+	if err != nil {
+		return nil, err
+	}
+	defer t.ledger.returned(p)
+	rio, in, discard, err := t.ledger.stdio(processID, withStdin, spec.Terminal, attachStdio)
+	if err != nil {
+		t.ledger.removed(p)
+		return nil, fmt.Errorf("exec in %s: %w", t.handle, err)
+	}
+	h := newHandle(t.ledger, t.run, p, rio)
+	if err := t.startExec(ctx, h, spec); err != nil {
+		return nil, errors.Join(err, discard())
+	}
+	if err := in.ready(h.closeStdin(ctx)); err != nil {
+		t.client.log.WithError(err).WithField("container", t.ledger.id).WithField("exec", processID).Warn("stdin stays open")
+	}
+	return h, nil
+}
+
+// startExec adds the exec and starts it. What it leaves if it fails is removed; a
+// process that may run, because the server has not answered, is killed by that.
+func (t *task) startExec(ctx context.Context, h *handle, spec *specs.Process) error {
+	// Written down before the server is asked: should this program be killed now,
+	// the next one looks for the exec.
+	if err := t.ledger.save(); err != nil {
+		t.ledger.removed(h.proc)
+		return fmt.Errorf("%s: %w", h, err)
+	}
+	if err := t.addExec(ctx, h, spec); err != nil {
+		return errors.Join(err, t.undoExec(ctx, h, err))
+	}
+	t.ledger.update(func() { h.proc.added = true })
+	if err := h.start(ctx); err != nil {
+		return errors.Join(err, t.undoExec(ctx, h, err))
+	}
+	return nil
+}
+
+func (t *task) addExec(ctx context.Context, h *handle, spec *specs.Process) error {
+	process, err := typeurl.MarshalAnyToProto(spec)
+	if err != nil {
+		return fmt.Errorf("%s: %w: %w", h, errdefs.ErrInvalidArgument, err)
+	}
+	cfg := h.io.Config()
+	req := &tasks.ExecProcessRequest{
+		ContainerID: t.ledger.id, ExecID: h.proc.id, Spec: process,
+		Terminal: cfg.Terminal, Stdin: cfg.Stdin, Stdout: cfg.Stdout, Stderr: cfg.Stderr,
+	}
+	wait := retryFirst
+	for first := true; ; first = false {
+		_, err := t.service().Exec(ctx, req)
+		err = failed(err, "%s", h)
+		if err == nil || !first && errdefs.IsAlreadyExists(err) {
+			return nil // or an attempt without an answer had done it
+		}
+		if !uncertain(err) || pause(ctx, &wait) != nil {
+			return err
+		}
+	}
+}
+
+// undoExec removes an exec that could not be started. One that another program has
+// under the id stays.
+func (t *task) undoExec(ctx context.Context, h *handle, cause error) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
+	defer cancel()
+	if errdefs.IsAlreadyExists(cause) {
+		t.ledger.removed(h.proc)
+		return nil
+	}
+	state, err := t.client.state(ctx, t.ledger.id, h.proc.id)
+	if err == nil && running(state.Status) {
+		t.ledger.update(func() { h.proc.startedLocked(state.Pid) })
+		err = h.Kill(ctx, syscall.SIGKILL)
+		return err // its exit is told when it comes
+	}
+	if err == nil && state.Status == tasktypes.Status_STOPPED && t.ledger.mayHaveStarted(h.proc) {
+		t.ledger.update(func() { // it was started, and has ended by itself
+			h.proc.startedLocked(state.Pid)
+			h.proc.exitLocked(exitOf(state.ExitStatus, state.ExitedAt))
+		})
+		err = t.ledger.save()
+	}
+	if err == nil {
+		_, err = h.delete(ctx)
+	}
+	if err == nil || errdefs.IsNotFound(err) {
+		t.ledger.removed(h.proc)
+		return nil
+	}
+	return err
+}
