@@ -155,11 +155,11 @@ func printFeatures(ctx context.Context, path string) ([]byte, error) {
 		return nil, fmt.Errorf("ask for its features: %w", ctx.Err())
 	}
 	var exit *exec.ExitError
-	if err != nil && !errors.As(err, &exit) {
-		return nil, fmt.Errorf("ask for its features: %w", err)
-	}
-	if err != nil {
+	if errors.As(err, &exit) && exit.Exited() {
 		return nil, nil
+	}
+	if err != nil { // killed, perhaps for want of memory: that says nothing about the program
+		return nil, fmt.Errorf("ask for its features: %w", err)
 	}
 	if len(out) > maxFeatures {
 		return nil, fmt.Errorf("its features are %d bytes: %w", len(out), errdefs.ErrResourceExhausted)

@@ -84,6 +84,9 @@ func TestRuntimeInfoFails(t *testing.T) {
 	if _, err := new(runtimes).info(context.Background(), "no-such-runtime", nil); !errdefs.IsNotFound(err) {
 		t.Errorf("no runtime: %v", err)
 	}
+	if info, err := new(runtimes).info(context.Background(), fakeRuntime(t, "kill -9 $$"), nil); err == nil {
+		t.Errorf("killed: %v", info)
+	}
 	if _, err := new(runtimes).info(context.Background(), fakeRuntime(t, "echo nonsense"), nil); !errdefs.IsInvalidArgument(err) {
 		t.Errorf("nonsense: %v", err)
 	}
