@@ -246,7 +246,8 @@ func (c *Conn) End(ctx context.Context, force bool) error {
 		r.flags = flagEndForce
 	}
 	pidfd, err := unix.PidfdOpen(c.pid, 0)
-	if err != nil && !errors.Is(err, unix.ESRCH) {
+	// Linux 6.1, for one, says EINVAL of a process that is just being reaped.
+	if err != nil && !errors.Is(err, unix.ESRCH) && !errors.Is(err, unix.EINVAL) {
 		return c.wrap("end", err)
 	}
 	if err == nil {
