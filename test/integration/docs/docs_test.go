@@ -20,6 +20,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
+	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"caisson/internal/config"
 	"caisson/test/apart"
@@ -154,6 +155,14 @@ func TestConfiguration(t *testing.T) {
 	}
 }
 
+// byShim is the handler for pods without the proxy plugin.
+const byShim = `version = 3
+[plugins."io.containerd.cri.v1.runtime".containerd.runtimes.caisson]
+runtime_type = "io.containerd.caisson.v2"
+sandboxer = "shim"
+disable_pause_image_pull = true
+`
+
 // TestContainerd does what docs/containerd.md says.
 func TestContainerd(t *testing.T) {
 	files := blocks(t, "containerd.md")["toml"]
@@ -168,16 +177,19 @@ func TestContainerd(t *testing.T) {
 	n := newNode(t)
 	n.write("/etc/containerd/config.toml", "version = 3\nimports = [\"/etc/containerd/conf.d/*.toml\"]\n"+
 		"[plugins.\"io.containerd.cri.v1.runtime\"]\nrestrict_oom_score_adj = true\n"+files[2])
+	n.write("/etc/containerd/conf.d/caisson.toml", byShim)
 	containerd := n.serve("containerd", address)
 	if out := n.run("containerd config dump"); !strings.Contains(out, "sandbox = 'registry.example/any:tag'") {
 		t.Errorf("no image is pinned:\n%s", out)
 	}
 	n.run("ctr image import image.tar")
-	if out := n.run(ctr); out != "hello\n" {
+	n.runPod(address)                                                      // starts a daemon
+	n.run(`kill $(cat /run/caisson/lock) && flock /run/caisson/lock true`) // it goes when its owner has ended
+	if out := n.run(ctr); out != "hello\n" {                               // likewise
 		t.Errorf("%s: %q", ctr, out)
 	}
 	containerd()
-	n.run(`kill $(cat /run/caisson/lock) && flock /run/caisson/lock true`) // it goes when its owner has ended
+	n.run(`kill $(cat /run/caisson/lock) && flock /run/caisson/lock true`)
 
 	// With the daemon as a service, told by its command line or by its file.
 	n.write("/etc/containerd/conf.d/caisson.toml", files[1])
@@ -189,6 +201,7 @@ func TestContainerd(t *testing.T) {
 		if out := n.run(ctr); out != "hello\n" {
 			t.Errorf("%s: %q", ctr, out)
 		}
+		n.runPod(address)
 		containerd()
 		caissond()
 	}
@@ -309,6 +322,29 @@ func (n *node) doctor(lines ...string) {
 			n.t.Errorf("no %q in\n%s", line, out)
 		}
 	}
+}
+
+// runPod runs a pod of the handler caisson through CRI.
+func (n *node) runPod(address string) {
+	n.t.Helper()
+	token := filepath.Base(n.dir)
+	h := harness.Share(n.t, &daemon.Daemon{Token: token, Dir: n.dir, Address: address})
+	cri := h.CRI()
+	cfg := &runtime.PodSandboxConfig{
+		Metadata: &runtime.PodSandboxMetadata{Name: "pod", Uid: token, Namespace: "test"},
+		Linux: &runtime.LinuxPodSandboxConfig{CgroupParent: "/" + token, SecurityContext: &runtime.LinuxSandboxSecurityContext{
+			NamespaceOptions: &runtime.NamespaceOption{Network: runtime.NamespaceMode_NODE, Pid: runtime.NamespaceMode_CONTAINER},
+		}},
+	}
+	pod, err := cri.RunPodSandbox(h.Context(time.Minute), &runtime.RunPodSandboxRequest{Config: cfg, RuntimeHandler: cri.Handler})
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	id := cri.RunContainer(pod.PodSandboxId, cfg, cri.ContainerConfig("c", "exec sleep 1000"))
+	if out := cri.Shell(id, "echo hello"); out != "hello\n" {
+		n.t.Errorf("exec: %q", out)
+	}
+	cri.Remove(pod.PodSandboxId)
 }
 
 // serve starts a server and returns when it listens. It is stopped when the test
