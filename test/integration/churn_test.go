@@ -20,7 +20,7 @@ import (
 )
 
 // churnPods is how many pods TestChurn makes; CAISSON_TEST_PODS overrides it.
-const churnPods = 40
+const churnPods = 200
 
 // TestChurn runs whole lives of pods, four at a time. Nothing may be left of
 // them, in the daemon least of all: it has as many descriptors and goroutines
@@ -44,7 +44,7 @@ func churn(t *testing.T, engine string) {
 	cri := h.CRI()
 	configs := make([]*runtime.PodSandboxConfig, pods)
 	for n := range configs {
-		configs[n] = cri.PodConfig(runtime.NamespaceMode_NODE)
+		configs[n] = cri.PodConfig([]runtime.NamespaceMode{runtime.NamespaceMode_NODE, runtime.NamespaceMode_POD}[n%2])
 	}
 	live := func(n int) {
 		cfg := configs[n]
