@@ -3,7 +3,9 @@ package cli
 import (
 	"encoding/json"
 	"errors"
+	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -59,6 +61,8 @@ func TestDoctorJudges(t *testing.T) {
 		"v2":                {func(d *doctor) { d.judgeCgroups(cgroup.Unified, nil, nil) }, []string{"ok cgroups: v2", "ok cgroup controllers: all that are used"}},
 		"v1": {func(d *doctor) { d.judgeCgroups(cgroup.Legacy, []string{"pids"}, nil) },
 			[]string{"warn cgroups: v1", "warn cgroup controllers: missing: pids"}},
+		"hybrid": {func(d *doctor) { d.judgeCgroups(cgroup.Hybrid, nil, nil) },
+			[]string{"warn cgroups: hybrid: v1 controllers beside a v2 hierarchy", "ok cgroup controllers: all that are used"}},
 		"no cgroups":     {func(d *doctor) { d.judgeCgroups(cgroup.Unavailable, nil, errors.New("none")) }, []string{"fail cgroups: not mounted"}},
 		"a user":         {func(d *doctor) { d.judgeCapabilities(1000, all) }, []string{"fail capabilities: you are user 1000; caissond runs as root"}},
 		"root":           {func(d *doctor) { d.judgeCapabilities(0, all) }, []string{"ok capabilities: all that are used"}},
@@ -171,4 +175,76 @@ func TestDoctorCommand(t *testing.T) {
 			t.Errorf("%s: exit code %d, %q", args, code, stderr)
 		}
 	}
+}
+
+// TestDoctorKernel looks at kernels without what ours has.
+func TestDoctorKernel(t *testing.T) {
+	proc := t.TempDir()
+	write := func(name, text string) {
+		t.Helper()
+		if err := os.MkdirAll(filepath.Dir(filepath.Join(proc, name)), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(proc, name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	look := func(d *doctor) {
+		d.checkNamespaces(proc)
+		d.checkFilesystems(proc)
+	}
+	for _, step := range []struct {
+		change func()
+		want   []string
+	}{
+		{func() {}, []string{"fail namespaces: missing: mnt, net, ipc, uts, pid", "warn user namespaces: not available", "warn overlayfs: not registered"}},
+		{func() {
+			for _, ns := range []string{"mnt", "net", "ipc", "uts", "pid"} {
+				write("self/ns/"+ns, "")
+			}
+			write("sys/user/max_user_namespaces", "100\n")
+			write("filesystems", "nodev\toverlayfs\n\text4\n")
+		}, []string{"ok namespaces: mnt, net, ipc, uts, pid", "warn user namespaces: not available", "warn overlayfs: not registered"}},
+		{func() {
+			write("self/ns/user", "")
+			write("filesystems", "\text4\nnodev\toverlay\n")
+		}, []string{"ok namespaces: mnt, net, ipc, uts, pid", "ok user namespaces: at most 100", "ok overlayfs: available"}},
+		{func() { write("sys/user/max_user_namespaces", "0\n") },
+			[]string{"ok namespaces: mnt, net, ipc, uts, pid", "warn user namespaces: not available", "ok overlayfs: available"}},
+	} {
+		step.change()
+		if diff := cmp.Diff(step.want, judged(look)); diff != "" {
+			t.Error(diff)
+		}
+	}
+}
+
+// TestDoctorShim looks for the shim binary in the PATH of a process.
+func TestDoctorShim(t *testing.T) {
+	dir := t.TempDir()
+	cmd := exec.Command("/bin/cat")
+	cmd.Env = []string{"PATH=/nothing:" + dir}
+	stdin, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	pid := cmd.Process.Pid
+	look := func(want string) {
+		t.Helper()
+		if got := judged(func(d *doctor) { d.checkShim(pid) }); !cmp.Equal(got, []string{want}) {
+			t.Errorf("got %q, want %q", got, want)
+		}
+	}
+	look(fmt.Sprintf("fail shim binary: containerd (pid %d) does not find %s", pid, shimName))
+	if err := os.WriteFile(filepath.Join(dir, shimName), nil, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	look("ok shim binary: " + filepath.Join(dir, shimName))
+	if err := errors.Join(stdin.Close(), cmd.Wait()); err != nil {
+		t.Fatal(err)
+	}
+	look(fmt.Sprintf("warn shim binary: containerd's environment cannot be read: open /proc/%d/environ: no such file or directory", pid))
 }
