@@ -49,11 +49,11 @@ func testCluster(t *testing.T, engine string) {
 	t.Cleanup(func() { _ = stop() })
 	h := harness.Start(t, daemon.Options{Engine: engine, EngineConfig: fmt.Sprintf(mirrors, dir)})
 	c := startCluster(t, h)
-	t.Run("Example", c.testExample)
-	before, err := leak.Take() // with the bridge, which the first pod has made
+	before, err := leak.Take()
 	if err != nil {
 		t.Fatal(err)
 	}
+	t.Run("Example", c.testExample)
 	c.kubectl(t, "apply", "-f", "testdata/cluster/web.yaml")
 	t.Run("Replicas", c.testReplicas)
 	t.Run("DNS", c.testDNS)
@@ -78,7 +78,7 @@ func (c *cluster) testExample(t *testing.T) {
 	if handlers := c.field(t, "node/"+node, ".status.runtimeHandlers[*].name"); !slices.Contains(strings.Fields(handlers), "caisson") {
 		t.Errorf("the node's runtime handlers: %s", handlers)
 	}
-	if overhead := c.field(t, "pod/caisson-example", ".spec.overhead.memory"); overhead != "512Ki" {
+	if overhead := c.field(t, "pod/caisson-example", ".spec.overhead.memory"); overhead != "1Mi" {
 		t.Errorf("overhead: %q", overhead)
 	}
 	c.expectMemory(t, "caisson-example", 32<<20)
@@ -95,12 +95,29 @@ func (c *cluster) testExample(t *testing.T) {
 // which has the overhead, too.
 func (c *cluster) expectMemory(t *testing.T, name string, want int) {
 	t.Helper()
+	c.expectLimits(t, name, want, want+1<<20, "memory.limit_in_bytes", "memory.max")
+}
+
+// expectLimits waits for a limit of a pod's container and of the pod: kubelet sets
+// one after the other, and its status tells of the container's alone.
+func (c *cluster) expectLimits(t *testing.T, name string, container, pod int, files ...string) {
+	t.Helper()
 	uid, id := c.field(t, "pod/"+name, ".metadata.uid"), c.containerID(t, name)
-	for below, want := range map[string]int{id: want, "": want + 512<<10} {
-		got, err := cgroupLimit(t, c.h.Token, uid, below, "memory.limit_in_bytes", "memory.max")
-		if err != nil || got != want {
-			t.Errorf("pod %s, container %q: memory limit %d, not %d, %v", name, below, got, want, err)
+	limit := 10 * time.Second
+	err := daemon.Poll(harness.Context(t, limit), limit, func() error {
+		for below, want := range map[string]int{id: container, "": pod} {
+			got, err := cgroupLimit(t, c.h.Token, uid, below, files...)
+			if err != nil {
+				return err
+			}
+			if got != want {
+				return fmt.Errorf("pod %s, container %q: %s is %d, not %d", name, below, files[0], got, want)
+			}
 		}
+		return nil
+	})
+	if err != nil {
+		t.Error(err)
 	}
 }
 
@@ -209,7 +226,7 @@ func (c *cluster) testDebug(t *testing.T) {
 
 // testResize gives a running container more, and less again.
 func (c *cluster) testResize(t *testing.T) {
-	uid, id := c.field(t, "pod/web-2", ".metadata.uid"), c.containerID(t, "web-2")
+	id := c.containerID(t, "web-2")
 	c.expectMemory(t, "web-2", 32<<20)
 	for _, to := range []struct{ cpu, memory int }{{200, 48}, {150, 40}} {
 		limits := fmt.Sprintf(`{"cpu": "%dm", "memory": "%dMi"}`, to.cpu, to.memory)
@@ -218,12 +235,8 @@ func (c *cluster) testResize(t *testing.T) {
 		c.kubectl(t, "wait", fmt.Sprintf("--for=jsonpath={.status.containerStatuses[0].resources.limits.memory}=%dMi", to.memory), "pod/web-2", "--timeout=60s")
 		c.kubectl(t, "wait", fmt.Sprintf("--for=jsonpath={.status.containerStatuses[0].resources.limits.cpu}=%dm", to.cpu), "pod/web-2", "--timeout=60s")
 		c.expectMemory(t, "web-2", to.memory<<20)
-		for _, below := range []string{id, ""} {
-			quota, err := cgroupLimit(t, c.h.Token, uid, below, "cpu.cfs_quota_us", "cpu.max")
-			if err != nil || quota != to.cpu*100 { // of 100000 microseconds
-				t.Errorf("container %q: quota %d, not %d, %v", below, quota, to.cpu*100, err)
-			}
-		}
+		quota := to.cpu * 100 // of 100000 microseconds
+		c.expectLimits(t, "web-2", quota, quota, "cpu.cfs_quota_us", "cpu.max")
 	}
 	if now, restarts := c.containerID(t, "web-2"), c.field(t, "pod/web-2", ".status.containerStatuses[0].restartCount"); now != id || restarts != "0" {
 		t.Errorf("the container is %s with %s restarts, was %s", now, restarts, id)

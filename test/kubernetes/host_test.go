@@ -95,12 +95,13 @@ func command(t *testing.T, path string, stdin string, env []string, args ...stri
 var classes = []string{"kubepods/besteffort", "kubepods/burstable", "kubepods"}
 
 // leftOf is what there is of the daemon's pods that was not there before. It
-// leaves out kubelet's classes, which come when they are first needed, and cgroups
-// without a named parent: kubelet names all, and so they are other daemons'.
+// leaves out kubelet's classes and the network's bridge, which come when they are
+// first needed, and cgroups without a named parent: kubelet names all, and so they
+// are other daemons'.
 func leftOf(before *leak.Snapshot, h *harness.Host) ([]string, error) {
 	left, err := before.New(h.Token)
 	return slices.DeleteFunc(left, func(line string) bool {
-		return strings.HasPrefix(line, "cgroup ") && (strings.Contains(line+"/", leak.CgroupParent+"/") ||
+		return strings.HasPrefix(line, "link "+h.Token+" ") || strings.HasPrefix(line, "cgroup ") && (strings.Contains(line+"/", leak.CgroupParent+"/") ||
 			slices.ContainsFunc(classes, func(class string) bool { return strings.HasSuffix(line, "/"+class) }))
 	}), err
 }

@@ -63,9 +63,10 @@ func testStaticPods(t *testing.T, engine string) {
 	} else {
 		t.Run("DaemonCrash", k.testDaemonCrash)
 	}
-	t.Run("Deletion", k.testDeletion) // last: the daemon that started again is to do it
+	// Last: the daemon that started again is to do it.
 	k.delete(pods...)
 	expectNoHostPort(t)
+	t.Run("Deletion", k.testDeletion)
 }
 
 // testContainers looks at a pod with an init container, a sidecar, a volume, a
@@ -271,7 +272,8 @@ func (k *kubelet) testLogRotation(t *testing.T) {
 }
 
 // testDeletion takes away a pod's file, and expects a graceful end after which
-// nothing is left of the pod.
+// nothing is left of the pod. No other pod runs: it would have new processes all
+// the time, such as those of its probes.
 func (k *kubelet) testDeletion(t *testing.T) {
 	before, err := leak.Take()
 	if err != nil {
