@@ -41,7 +41,7 @@ func (t *task) CreateCheckpoint(ctx context.Context, dir string, exit bool) (err
 	}
 	// The engine keeps the checkpoint in its directory.
 	defer func() {
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
+		ctx, cancel := undoing(ctx)
 		defer cancel()
 		err = errors.Join(err, failed(t.client.server.ImageService().Delete(ctx, img.Name()), "%s: checkpoint's image", t.handle))
 	}()
@@ -93,7 +93,7 @@ func (c *client) upload(ctx context.Context, dir string) (_ containerd.NewTaskOp
 		return nil, nil, failed(err, "checkpoint %q", dir)
 	}
 	remove = func() error {
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
+		ctx, cancel := undoing(ctx)
 		defer cancel()
 		return failed(release(ctx), "checkpoint %q: lease", dir)
 	}

@@ -13,7 +13,6 @@ import (
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
-	"github.com/moby/locker"
 	"github.com/opencontainers/runtime-spec/specs-go"
 )
 
@@ -22,8 +21,8 @@ type Options struct {
 	// Namespace is containerd's, of everything that the client does.
 	Namespace string
 	// StateDir keeps FIFOs, and what the backend has been told, for the next client
-	// with the same directory; only one at a time may use it. Let it be on tmpfs: it
-	// need not outlive the machine's processes.
+	// with the same directory; it is locked, for only one at a time may use it. Let
+	// it be on tmpfs: it need not outlive the machine's processes.
 	StateDir string
 	Backend  Backend
 	// Logger is the standard one if nil.
@@ -32,7 +31,8 @@ type Options struct {
 
 // New makes a client of the server that cli is connected to; cli must stay open
 // until the client is closed. The server need not be there yet. ctx is used for its
-// values alone. InvalidArgument: an option is missing or wrong.
+// values alone. InvalidArgument: an option is missing or wrong. FailedPrecondition:
+// another client uses the StateDir.
 func New(ctx context.Context, cli *containerd.Client, opts Options) (Client, error) {
 	if err := identifiers.Validate(opts.Namespace); err != nil {
 		return nil, fmt.Errorf("libcontainerd: namespace: %w", err)
@@ -46,6 +46,10 @@ func New(ctx context.Context, cli *containerd.Client, opts Options) (Client, err
 	if err := os.MkdirAll(opts.StateDir, 0o700); err != nil {
 		return nil, fmt.Errorf("libcontainerd: %w", err)
 	}
+	dir, err := lockDir(opts.StateDir)
+	if err != nil {
+		return nil, fmt.Errorf("libcontainerd: %w", err)
+	}
 	if opts.Logger == nil {
 		opts.Logger = log.G(ctx)
 	}
@@ -55,8 +59,8 @@ func New(ctx context.Context, cli *containerd.Client, opts Options) (Client, err
 		dir:     opts.StateDir,
 		backend: opts.Backend,
 		log:     opts.Logger.WithField("module", "libcontainerd").WithField("namespace", opts.Namespace),
-		ids:     locker.New(),
 		ledgers: map[key]*ledger{},
+		unlock:  sync.OnceValue(func() error { return unlockDir(dir) }),
 	}
 	c.ctx, c.cancel = context.WithCancel(c.with(context.WithoutCancel(ctx)))
 	c.spawn(c.listen)
@@ -75,13 +79,14 @@ type client struct {
 
 	// ids has a lock for each id that something of is made, found or forgotten, so
 	// that the server's answer still holds when the ledger is touched; before mu.
-	ids     *locker.Locker
+	ids     locks
 	mu      sync.Mutex // guards ledgers; before the ledgers' own
 	ledgers map[key]*ledger
 
 	life    sync.Mutex // guards closed; last of all
 	closed  bool
 	running sync.WaitGroup
+	unlock  func() error // the directory, once
 }
 
 type key struct {
@@ -128,13 +133,19 @@ func (c *client) spawn(f func(context.Context)) bool {
 	return true
 }
 
+// undoing is the context of what takes back a call that failed, perhaps because its
+// own context ended.
+func undoing(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
+}
+
 func (c *client) Close() error {
 	c.life.Lock()
 	c.closed = true
 	c.life.Unlock()
 	c.cancel()
 	c.running.Wait()
-	return nil
+	return c.unlock()
 }
 
 func (c *client) Version(ctx context.Context) (containerd.Version, error) {
@@ -160,7 +171,11 @@ func (c *client) NewContainer(ctx context.Context, id string, spec *specs.Spec, 
 	}
 	defer end()
 	opts = append([]containerd.NewContainerOpts{containerd.WithSpec(spec), containerd.WithRuntime(shim, runtimeOptions)}, opts...)
-	defer c.lock(containers, id)()
+	unlock, err := c.ids.lock(ctx, key{containers, id})
+	if err != nil {
+		return nil, fmt.Errorf("container: create: %w", err)
+	}
+	defer unlock()
 	ctr, err := c.server.NewContainer(ctx, id, opts...)
 	if err != nil {
 		return nil, failed(err, "container %q: create", id)
@@ -171,7 +186,9 @@ func (c *client) NewContainer(ctx context.Context, id string, spec *specs.Spec, 
 		l.update(func() { l.deleted = false })
 	})
 	if err != nil {
-		return nil, errors.Join(err, failed(ctr.Delete(context.WithoutCancel(ctx)), "container %q: undo", id))
+		ctx, cancel := undoing(ctx)
+		defer cancel()
+		return nil, errors.Join(err, failed(ctr.Delete(ctx), "container %q: undo", id))
 	}
 	return &container{client: c, ledger: l, ctr: ctr}, nil
 }
@@ -196,7 +213,11 @@ func (c *client) LoadContainer(ctx context.Context, id string) (Container, error
 }
 
 func (c *client) find(ctx context.Context, id string) (containerd.Container, *ledger, error) {
-	defer c.lock(containers, id)()
+	unlock, err := c.ids.lock(ctx, key{containers, id})
+	if err != nil {
+		return nil, nil, fmt.Errorf("container: load: %w", err)
+	}
+	defer unlock()
 	ctr, err := c.server.LoadContainer(ctx, id)
 	if err = failed(err, "container %q: load", id); errdefs.IsNotFound(err) {
 		_, lerr := c.open(containers, id, (*ledger).containerGone)
@@ -207,14 +228,6 @@ func (c *client) find(ctx context.Context, id string) (containerd.Container, *le
 	}
 	l, err := c.open(containers, id, nil)
 	return ctr, l, err
-}
-
-// lock keeps others from making, finding or forgetting the id until the function
-// that it returns is called.
-func (c *client) lock(k kind, id string) func() {
-	name := string(k) + "/" + id
-	c.ids.Lock(name)
-	return func() { _ = c.ids.Unlock(name) } // it is locked
 }
 
 // open returns the ledger of the id; a new one has what an earlier program wrote
@@ -256,7 +269,11 @@ func (c *client) all() []*ledger {
 // forget drops the ledger of a container that is gone, and its directory, unless
 // the id was taken again meanwhile.
 func (c *client) forget(l *ledger) {
-	defer c.lock(l.kind, l.id)()
+	unlock, err := c.ids.lock(context.WithoutCancel(c.ctx), key{l.kind, l.id})
+	if err != nil {
+		return // never: the context does not end, and the calls that Close waits for do
+	}
+	defer unlock()
 	l.saving.Lock()
 	defer l.saving.Unlock()
 	c.mu.Lock()

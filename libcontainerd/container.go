@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 
 	runcoptions "github.com/containerd/containerd/api/types/runc/options"
 	tasktypes "github.com/containerd/containerd/api/types/task"
@@ -30,7 +31,7 @@ func (c *container) Start(ctx context.Context, checkpointDir string, withStdin b
 		return nil, err
 	}
 	if err := t.Start(ctx); err != nil {
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
+		ctx, cancel := undoing(ctx)
 		defer cancel()
 		return nil, errors.Join(err, t.ForceDelete(ctx))
 	}
@@ -53,6 +54,13 @@ func (c *container) NewTask(ctx context.Context, checkpointDir string, withStdin
 		return nil, fmt.Errorf("container %q: spec: %w: %w", id, errdefs.ErrInvalidArgument, err)
 	}
 	opts := []containerd.NewTaskOpts{withIOOwner(info, &spec)}
+	if info.SandboxID != "" {
+		endpoint, err := c.client.endpoint(ctx, info.SandboxID)
+		if err != nil {
+			return nil, fmt.Errorf("container %q: create task: %w", id, err)
+		}
+		opts = append(opts, endpoint)
+	}
 	if checkpointDir != "" {
 		checkpoint, remove, err := c.client.upload(ctx, checkpointDir)
 		if err != nil {
@@ -64,25 +72,28 @@ func (c *container) NewTask(ctx context.Context, checkpointDir string, withStdin
 	if err := c.removeHalfMade(ctx); err != nil {
 		return nil, fmt.Errorf("container %q: create task: %w", id, err)
 	}
-	rio, in, discard, err := c.ledger.stdio(id, withStdin, spec.Process != nil && spec.Process.Terminal, attachStdio)
+	if err := c.ledger.waitForRoom(ctx); err != nil {
+		return nil, err
+	}
+	std, err := c.ledger.stdio(id, withStdin, spec.Process != nil && spec.Process.Terminal, attachStdio)
 	if err != nil {
 		return nil, fmt.Errorf("container %q: create task: %w", id, err)
 	}
-	ct, err := c.ctr.NewTask(ctx, func(string) (cio.IO, error) { return rio, nil }, opts...)
+	ct, err := c.ctr.NewTask(ctx, func(string) (cio.IO, error) { return std.io, nil }, opts...)
 	if err != nil {
 		err = failed(err, "container %q: create task", id)
 		c.ledger.setHalfMade(uncertain(err) || errdefs.IsUnknown(err))
-		return nil, errors.Join(err, discard())
+		return nil, errors.Join(err, std.discard())
 	}
-	t := c.task(c.ledger.own(ct.Pid()), rio)
-	if err := in.ready(t.closeStdin(ctx)); err != nil {
+	t := c.task(c.ledger.own(ct.Pid()), std)
+	if err := std.in.ready(t.closeStdin(ctx)); err != nil {
 		c.client.log.WithError(err).WithField("container", id).Warn("stdin stays open")
 	}
 	return t, nil
 }
 
-func (c *container) task(r *run, rio cio.IO) *task {
-	return &task{handle: newHandle(c.ledger, r, r.init, rio), container: c}
+func (c *container) task(r *run, std stdio) *task {
+	return &task{handle: newHandle(c.ledger, r, r.init, std), container: c}
 }
 
 // removeHalfMade removes the task of an earlier NewTask that got no answer.
@@ -96,7 +107,7 @@ func (c *container) removeHalfMade(ctx context.Context) error {
 	case err != nil:
 		return err
 	case state.Status == tasktypes.Status_CREATED || state.Status == tasktypes.Status_STOPPED:
-		t := c.task(c.ledger.own(state.Pid), nil)
+		t := c.task(c.ledger.own(state.Pid), c.ledger.oldIO(state))
 		if err := t.ForceDelete(ctx); err != nil {
 			return err
 		}
@@ -119,18 +130,16 @@ func (c *container) Task(ctx context.Context) (Task, error) {
 }
 
 func (c *container) load(ctx context.Context) (*task, *tasktypes.Process, error) {
-	c.ledger.mu.Lock()
-	known := c.ledger.currentLocked()
-	c.ledger.mu.Unlock()
+	before := c.ledger.view()
 	state, err := c.client.state(ctx, c.ledger.id, "")
 	if err != nil {
 		return nil, nil, err
 	}
-	r := c.ledger.observe(known, state)
+	r := c.ledger.observe(before, state)
 	if r == nil {
 		return nil, nil, fmt.Errorf("container %q: its task was just deleted: %w", c.ledger.id, errdefs.ErrNotFound)
 	}
-	return c.task(r, nil), state, nil
+	return c.task(r, c.ledger.oldIO(state)), state, nil
 }
 
 func (c *container) AttachTask(ctx context.Context, attachStdio StdioCallback) (Task, error) {
@@ -143,12 +152,12 @@ func (c *container) AttachTask(ctx context.Context, attachStdio StdioCallback) (
 	if err != nil {
 		return nil, err
 	}
-	rio, in, err := connect(cio.Config{Terminal: state.Terminal, Stdin: state.Stdin, Stdout: state.Stdout, Stderr: state.Stderr}, attachStdio)
-	if err != nil {
+	std := t.stdio
+	if err := std.connect(cio.Config{Terminal: state.Terminal, Stdin: state.Stdin, Stdout: state.Stdout, Stderr: state.Stderr}, attachStdio); err != nil {
 		return nil, fmt.Errorf("container %q: attach: %w", c.ledger.id, err)
 	}
-	t = c.task(t.run, rio)
-	return t, in.ready(t.closeStdin(ctx))
+	t = c.task(t.run, std)
+	return t, std.in.ready(t.closeStdin(ctx))
 }
 
 func (c *container) Delete(ctx context.Context) error {
@@ -157,7 +166,11 @@ func (c *container) Delete(ctx context.Context) error {
 		return err
 	}
 	defer end()
-	defer c.client.lock(containers, c.ledger.id)()
+	unlock, err := c.client.ids.lock(ctx, key{containers, c.ledger.id})
+	if err != nil {
+		return fmt.Errorf("container: delete: %w", err)
+	}
+	defer unlock()
 	err = failed(c.ctr.Delete(ctx), "container %q: delete", c.ledger.id)
 	if err == nil || errdefs.IsNotFound(err) {
 		c.ledger.containerGone()
@@ -165,20 +178,32 @@ func (c *container) Delete(ctx context.Context) error {
 	return err
 }
 
+// runcOptions are of the runtimes that take runc's options; others get what the
+// container's record has.
+var runcOptions = []string{"io.containerd.runc.v2", "io.containerd.caisson.v2"}
+
 // withIOOwner gives the stdio pipes that runc's shim makes to the container's root.
 func withIOOwner(info c8dcontainers.Container, spec *specs.Spec) containerd.NewTaskOpts {
 	return func(_ context.Context, _ *containerd.Client, t *containerd.TaskInfo) error {
-		if info.Runtime.Options == nil || len(info.Runtime.Options.GetValue()) == 0 {
+		if spec.Linux == nil || len(spec.Linux.UIDMappings) == 0 {
 			return nil
 		}
-		v, err := typeurl.UnmarshalAny(info.Runtime.Options)
-		if err != nil {
-			return fmt.Errorf("runtime options: %w: %w", errdefs.ErrInvalidArgument, err)
+		opts := &runcoptions.Options{}
+		switch own := info.Runtime.Options; {
+		case own.GetTypeUrl() != "":
+			v, err := typeurl.UnmarshalAny(own)
+			if err != nil {
+				return fmt.Errorf("runtime options: %w: %w", errdefs.ErrInvalidArgument, err)
+			}
+			var ok bool
+			if opts, ok = v.(*runcoptions.Options); !ok {
+				return nil
+			}
+		case !slices.Contains(runcOptions, info.Runtime.Name):
+			return nil
 		}
-		if opts, ok := v.(*runcoptions.Options); ok && spec.Linux != nil {
-			opts.IoUid, opts.IoGid = hostRoot(spec.Linux.UIDMappings), hostRoot(spec.Linux.GIDMappings)
-			t.Options = opts
-		}
+		opts.IoUid, opts.IoGid = hostRoot(spec.Linux.UIDMappings), hostRoot(spec.Linux.GIDMappings)
+		t.Options = opts
 		return nil
 	}
 }

@@ -2,12 +2,17 @@ package libcontainerd
 
 import (
 	"fmt"
+	"slices"
 
 	"github.com/containerd/errdefs"
 )
 
-// maxForeign bounds the execs of other programs that a ledger follows at a time.
-const maxForeign = 1024
+// maxForeign and maxRuns bound the execs and tasks of other programs that a ledger
+// follows at a time.
+const (
+	maxForeign = 1024
+	maxRuns    = 128
+)
 
 // update changes the ledger and sets going what follows: it is the one way in.
 func (l *ledger) update(change func()) {
@@ -20,22 +25,37 @@ func (l *ledger) update(change func()) {
 	l.tellLocked()
 }
 
-// created: there is a task whose first process has the pid.
-func (l *ledger) created(pid uint32) (r *run) {
-	l.update(func() {
-		if r = l.withPidLocked(pid); r != nil {
-			r.init.added = true
+// created: there is a task whose first process has the pid. False: what is known
+// contradicts that, so the server should be asked.
+func (l *ledger) created(pid uint32) (believed bool) {
+	l.update(func() { believed = l.createdLocked(pid) != nil || l.isGoneLocked("", pid) })
+	return believed
+}
+
+// createdLocked believes in a new task if the one before is known to be over; else
+// the event is late and about one that is not remembered any more, or others were
+// missed.
+func (l *ledger) createdLocked(pid uint32) *run {
+	r := l.withPidLocked(pid)
+	if r == nil {
+		last := l.currentLocked()
+		if last != nil && !last.init.removed && last.init.exit == nil || l.isGoneLocked("", pid) || len(l.runs) >= maxRuns {
+			return nil
 		}
-	})
+		r = l.beginLocked(pid)
+	}
+	r.init.added = true
 	return r
 }
 
-// own is created, for a task that this client made, whatever was known of its pid.
+// own: this client made a task, whatever was known of its pid.
 func (l *ledger) own(pid uint32) (r *run) {
 	l.update(func() {
-		delete(l.gone, tombstone{pid: pid})
 		l.halfMade = false
-		r = l.withPidLocked(pid)
+		l.gone = slices.DeleteFunc(l.gone, func(t tombstone) bool { return t == tombstone{pid: pid} })
+		if r = l.withPidLocked(pid); r == nil || r.init.removed || r.init.pid != pid {
+			r = l.beginLocked(pid)
+		}
 		r.init.added = true
 	})
 	return r
@@ -54,18 +74,24 @@ func (l *ledger) isHalfMade() bool {
 	return l.halfMade
 }
 
-// started: the first process of the pid runs, or ran.
-func (l *ledger) started(pid uint32) {
+// started: the first process of the pid runs, or ran. False is as that of created.
+func (l *ledger) started(pid uint32) (believed bool) {
 	l.update(func() {
-		if r := l.withPidLocked(pid); r != nil {
+		r := l.createdLocked(pid)
+		if r != nil {
 			r.init.startedLocked(pid)
 		}
+		believed = r != nil || l.isGoneLocked("", pid)
 	})
+	return believed
 }
 
 func (p *process) startedLocked(pid uint32) {
+	if p.removed && !p.started {
+		return // what came after it may have been told
+	}
 	p.added, p.started, p.starting = true, true, false
-	if pid != 0 && p.pid != pid { // a first process has its pid from its creation
+	if p.pid == 0 {
 		p.pid = pid
 	}
 }
@@ -80,10 +106,20 @@ func (l *ledger) ended(pid uint32, e exit) {
 	})
 }
 
+// taskDeleted: the server has forgotten the task of the pid.
+func (l *ledger) taskDeleted(pid uint32, e exit) {
+	l.update(func() {
+		if r := l.withPidLocked(pid); r != nil && pid != 0 {
+			r.init.exitLocked(e)
+			l.removedLocked(r.init)
+		}
+	})
+}
+
 // execAdded, execStarted, execEnded: the same of an exec of the current run.
 func (l *ledger) execAdded(id string) {
 	l.update(func() {
-		if p := l.execLocked(id); p != nil {
+		if p := l.execLocked(id, 0); p != nil {
 			p.added = true
 		}
 	})
@@ -91,35 +127,37 @@ func (l *ledger) execAdded(id string) {
 
 func (l *ledger) execStarted(id string, pid uint32) {
 	l.update(func() {
-		if p := l.execLocked(id); p != nil {
+		if p := l.execLocked(id, pid); p != nil {
 			p.startedLocked(pid)
 		}
 	})
 }
 
+// execEnded ignores an exit whose process is not known to have started: it may be
+// that of an earlier exec of the id, and who learns of the start asks for the exit.
 func (l *ledger) execEnded(id string, pid uint32, e exit) {
 	l.update(func() {
 		r := l.currentLocked()
-		if r == nil {
+		if r == nil || pid == 0 {
 			return
 		}
-		if p := r.exec(id); p != nil && (p.pid == pid || p.pid == 0) {
+		if p := r.exec(id, pid); p != nil && p.pid == pid {
 			p.exitLocked(e)
 		}
 	})
 }
 
-// execLocked is the exec of the current run; one that another program made becomes
-// known here.
-func (l *ledger) execLocked(id string) *process {
+// execLocked is the exec of the current run that has the pid, which is 0 if it has
+// not started; one that another program made becomes known here.
+func (l *ledger) execLocked(id string, pid uint32) *process {
 	r := l.currentLocked()
 	if r == nil || r.init.queued == phaseExited {
 		return nil
 	}
-	if p := r.exec(id); p != nil {
+	if p := r.exec(id, pid); p != nil {
 		return p
 	}
-	if l.isGoneLocked(tombstone{exec: id}) {
+	if l.isGoneLocked(id, pid) {
 		return nil
 	}
 	if len(r.execs) >= maxForeign {
@@ -131,14 +169,17 @@ func (l *ledger) execLocked(id string) *process {
 	return p
 }
 
-// ownExec begins an exec that this client asks for, whatever was known of its id.
+// ownExec begins an exec that this client asks for.
 func (l *ledger) ownExec(r *run, id string) (p *process, err error) {
 	l.update(func() {
-		if old := r.exec(id); old != nil {
+		if r.init.exit != nil || r.init.removed {
+			err = fmt.Errorf("exec %q of container %q, whose process has exited: %w", id, l.id, errdefs.ErrFailedPrecondition)
+			return
+		}
+		if old := r.exec(id, 0); old != nil && old.exit == nil && !old.removed {
 			err = fmt.Errorf("exec %q of container %q: %w", id, l.id, errdefs.ErrAlreadyExists)
 			return
 		}
-		delete(l.gone, tombstone{exec: id})
 		p = newProcess(id, 0)
 		p.starting, p.calling = true, true
 		r.execs = append(r.execs, p)
@@ -149,11 +190,24 @@ func (l *ledger) ownExec(r *run, id string) (p *process, err error) {
 // exit is known of the process.
 func (l *ledger) exit(p *process, e exit) { l.update(func() { p.exitLocked(e) }) }
 
-// starting: the process may start from now on, until started or idle is called.
-func (l *ledger) starting(p *process) { l.update(func() { p.starting, p.calling = true, true }) }
+// starting: the process may start from now on, until started or idle is called. It
+// says whether an earlier call may have started it.
+func (l *ledger) starting(p *process) (before bool) {
+	l.update(func() {
+		before = p.starting && !p.calling
+		p.starting, p.calling = true, true
+		p.calls++
+	})
+	return before
+}
 
 // returned: the call that was to start the process knows no more of it.
-func (l *ledger) returned(p *process) { l.update(func() { p.calling = false }) }
+func (l *ledger) returned(p *process) {
+	l.update(func() {
+		p.calling = false
+		p.calls++
+	})
+}
 
 func (l *ledger) mayHaveStarted(p *process) bool {
 	l.mu.Lock()
@@ -175,16 +229,6 @@ func (l *ledger) removedLocked(p *process) {
 	if p.started {
 		p.exitLocked(lostExit(l.id, "it was deleted while nobody listened"))
 	}
-	for _, r := range l.runs {
-		if r.init != p {
-			continue
-		}
-		for _, e := range r.execs {
-			if !e.live() {
-				e.removed = true
-			}
-		}
-	}
 }
 
 // containerGone: nothing of the container is on the server any more. The rest of
@@ -201,10 +245,12 @@ func (l *ledger) containerGone() {
 	})
 }
 
+// paused is what an event says; calls do not, for their events come later.
 func (l *ledger) paused(on bool) {
 	l.update(func() {
+		l.pauses++
 		if r := l.currentLocked(); r != nil {
-			l.pausedLocked(r, on)
+			r.paused = on
 		}
 	})
 }
@@ -212,7 +258,7 @@ func (l *ledger) paused(on bool) {
 func (l *ledger) oom() {
 	l.update(func() {
 		if r := l.currentLocked(); r != nil {
-			l.oomLocked(r)
+			r.oom = true
 		}
 	})
 }
@@ -221,8 +267,8 @@ func (l *ledger) oom() {
 func (l *ledger) sandbox(change func(*process)) {
 	l.update(func() {
 		if len(l.runs) == 0 {
-			l.runs = []*run{{init: newProcess("", 0)}}
+			l.beginLocked(0)
 		}
-		change(l.runs[0].init)
+		change(l.currentLocked().init)
 	})
 }

@@ -6,12 +6,15 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
 
+	"github.com/containerd/cgroups/v3/cgroup2/stats"
 	apievents "github.com/containerd/containerd/api/events"
 	"github.com/containerd/containerd/api/services/tasks/v1"
+	"github.com/containerd/containerd/api/types"
 	"github.com/containerd/containerd/api/types/runc/options"
 	tasktypes "github.com/containerd/containerd/api/types/task"
 	containerd "github.com/containerd/containerd/v2/client"
@@ -20,6 +23,7 @@ import (
 	"github.com/containerd/containerd/v2/core/events/exchange"
 	"github.com/containerd/containerd/v2/core/leases"
 	"github.com/containerd/errdefs"
+	"github.com/containerd/errdefs/pkg/errgrpc"
 	"github.com/containerd/typeurl/v2"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -32,10 +36,7 @@ import (
 // likes. Like the real one it forgets subscriptions and calls when it crashes, and
 // keeps tasks; events that happen while it is away are lost.
 type fake struct {
-	tasks.TasksClient // the calls that no test makes
-
 	exchange *exchange.Exchange
-	records  records
 
 	mu      sync.Mutex
 	random  *rand.Rand
@@ -45,10 +46,23 @@ type fake struct {
 	nextPid uint32
 	tasks   map[string]*fakeTask
 	exits   []fakeExit // every exit of a started process
+	refusal error      // of every call
+	conns   []*conn
+
+	containers map[string]containers.Container
+	sandboxes  map[string]*fakeSandbox
+}
+
+// conn is a program's connection to the fake.
+type conn struct {
+	*fake
+	tasks.TasksClient      // the calls that no test makes
+	cut               bool // as by the end of the program; under the fake's lock
 }
 
 type fakeTask struct {
 	fakeProcess
+	ooms  uint64
 	execs map[string]*fakeProcess
 }
 
@@ -71,18 +85,21 @@ func newFake(seed uint64) *fake {
 	f := &fake{
 		exchange: exchange.NewExchange(), random: rand.New(rand.NewPCG(seed, 0)),
 		life: make(chan struct{}), nextPid: 100, tasks: map[string]*fakeTask{},
+		containers: map[string]containers.Container{}, sandboxes: map[string]*fakeSandbox{},
 	}
-	f.records.all = map[string]containers.Container{}
-	f.records.fake = f
 	return f
 }
 
 // connect is a containerd client of the fake.
 func (f *fake) connect(t *testing.T) *containerd.Client {
 	t.Helper()
-	cli, err := containerd.New("", containerd.WithDefaultRuntime("fake"), containerd.WithServices(
-		containerd.WithTaskClient(f), containerd.WithContainerStore(&f.records), containerd.WithEventService(f),
-		containerd.WithLeasesService(noLeases{}),
+	c := &conn{fake: f}
+	f.mu.Lock()
+	f.conns = append(f.conns, c)
+	f.mu.Unlock()
+	cli, err := containerd.NewWithConn(c.dial(t), containerd.WithDefaultRuntime("fake"), containerd.WithServices(
+		containerd.WithTaskClient(c), containerd.WithContainerStore(&records{f: c}), containerd.WithEventService(c),
+		containerd.WithLeasesService(noLeases{}), containerd.WithSandboxStore(sandboxStore{f: c}),
 	))
 	if err != nil {
 		t.Fatal(err)
@@ -115,34 +132,46 @@ func (f *fake) breakStreams() {
 	f.restart()
 }
 
+// cut ends the connections that there are, for good, as a killed program's.
+func (f *fake) cut() {
+	f.mu.Lock()
+	for _, c := range f.conns {
+		c.cut = true
+	}
+	f.conns = nil
+	f.mu.Unlock()
+	f.breakStreams()
+}
+
+// refuse has every call fail; nil ends that.
+func (f *fake) refuse(err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.refusal = err
+}
+
+// downLocked is why a call has no answer.
+func (f *conn) downLocked() error {
+	if f.away || f.cut {
+		return errAway
+	}
+	return f.refusal
+}
+
 var errAway = status.Error(codes.Unavailable, "the fake is away")
 
 // call runs a request under the lock; its answer may get lost.
-func (f *fake) call(do func() error) error {
+func (f *conn) call(do func() error) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.away {
-		return errAway
+	if err := f.downLocked(); err != nil {
+		return err
 	}
 	err := do()
 	if f.random.Float64() < f.lost {
 		return errAway
 	}
-	return errgrpcOf(err)
-}
-
-func errgrpcOf(err error) error {
-	switch {
-	case err == nil:
-		return nil
-	case errdefs.IsNotFound(err):
-		return status.Error(codes.NotFound, err.Error())
-	case errdefs.IsAlreadyExists(err):
-		return status.Error(codes.AlreadyExists, err.Error())
-	case errdefs.IsFailedPrecondition(err):
-		return status.Error(codes.FailedPrecondition, err.Error())
-	}
-	return status.Error(codes.Unknown, err.Error())
+	return errgrpc.ToGRPC(err)
 }
 
 func (f *fake) processLocked(id, exec string) (*fakeProcess, error) {
@@ -169,7 +198,7 @@ func (f *fake) publishLocked(topic string, event any) {
 	}
 }
 
-func (f *fake) Create(_ context.Context, r *tasks.CreateTaskRequest, _ ...grpc.CallOption) (*tasks.CreateTaskResponse, error) {
+func (f *conn) Create(_ context.Context, r *tasks.CreateTaskRequest, _ ...grpc.CallOption) (*tasks.CreateTaskResponse, error) {
 	var pid uint32
 	err := f.call(func() error {
 		if f.tasks[r.ContainerID] != nil {
@@ -177,14 +206,17 @@ func (f *fake) Create(_ context.Context, r *tasks.CreateTaskRequest, _ ...grpc.C
 		}
 		f.nextPid++
 		pid = f.nextPid
-		f.tasks[r.ContainerID] = &fakeTask{fakeProcess{pid: pid, status: tasktypes.Status_CREATED, exited: make(chan struct{})}, map[string]*fakeProcess{}}
+		f.tasks[r.ContainerID] = &fakeTask{
+			fakeProcess: fakeProcess{pid: pid, status: tasktypes.Status_CREATED, exited: make(chan struct{})},
+			execs:       map[string]*fakeProcess{},
+		}
 		f.publishLocked("/tasks/create", &apievents.TaskCreate{ContainerID: r.ContainerID, Pid: pid})
 		return nil
 	})
 	return &tasks.CreateTaskResponse{ContainerID: r.ContainerID, Pid: pid}, err
 }
 
-func (f *fake) Exec(_ context.Context, r *tasks.ExecProcessRequest, _ ...grpc.CallOption) (*emptypb.Empty, error) {
+func (f *conn) Exec(_ context.Context, r *tasks.ExecProcessRequest, _ ...grpc.CallOption) (*emptypb.Empty, error) {
 	return &emptypb.Empty{}, f.call(func() error {
 		p, err := f.processLocked(r.ContainerID, "")
 		if err != nil {
@@ -203,7 +235,7 @@ func (f *fake) Exec(_ context.Context, r *tasks.ExecProcessRequest, _ ...grpc.Ca
 	})
 }
 
-func (f *fake) Start(_ context.Context, r *tasks.StartRequest, _ ...grpc.CallOption) (*tasks.StartResponse, error) {
+func (f *conn) Start(_ context.Context, r *tasks.StartRequest, _ ...grpc.CallOption) (*tasks.StartResponse, error) {
 	var pid uint32
 	err := f.call(func() error {
 		p, err := f.processLocked(r.ContainerID, r.ExecID)
@@ -269,7 +301,7 @@ func (f *fake) endExecsLocked(id string) {
 	}
 }
 
-func (f *fake) Kill(_ context.Context, r *tasks.KillRequest, _ ...grpc.CallOption) (*emptypb.Empty, error) {
+func (f *conn) Kill(_ context.Context, r *tasks.KillRequest, _ ...grpc.CallOption) (*emptypb.Empty, error) {
 	return &emptypb.Empty{}, f.call(func() error {
 		p, err := f.processLocked(r.ContainerID, r.ExecID)
 		if err == nil && p.status == tasktypes.Status_STOPPED {
@@ -282,16 +314,16 @@ func (f *fake) Kill(_ context.Context, r *tasks.KillRequest, _ ...grpc.CallOptio
 	})
 }
 
-func (f *fake) Wait(ctx context.Context, r *tasks.WaitRequest, _ ...grpc.CallOption) (*tasks.WaitResponse, error) {
+func (f *conn) Wait(ctx context.Context, r *tasks.WaitRequest, _ ...grpc.CallOption) (*tasks.WaitResponse, error) {
 	f.mu.Lock()
-	life, away := f.life, f.away
+	life, down := f.life, f.downLocked()
 	p, err := f.processLocked(r.ContainerID, r.ExecID)
 	f.mu.Unlock()
-	if away {
-		return nil, errAway
+	if down != nil {
+		return nil, down
 	}
 	if err != nil {
-		return nil, errgrpcOf(err)
+		return nil, errgrpc.ToGRPC(err)
 	}
 	select {
 	case <-p.exited:
@@ -303,15 +335,15 @@ func (f *fake) Wait(ctx context.Context, r *tasks.WaitRequest, _ ...grpc.CallOpt
 	}
 }
 
-func (f *fake) Get(_ context.Context, r *tasks.GetRequest, _ ...grpc.CallOption) (resp *tasks.GetResponse, err error) {
+func (f *conn) Get(_ context.Context, r *tasks.GetRequest, _ ...grpc.CallOption) (resp *tasks.GetResponse, err error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.away {
-		return nil, errAway
+	if err := f.downLocked(); err != nil {
+		return nil, err
 	}
 	p, err := f.processLocked(r.ContainerID, r.ExecID)
 	if err != nil {
-		return nil, errgrpcOf(err)
+		return nil, errgrpc.ToGRPC(err)
 	}
 	state := &tasktypes.Process{ID: r.ContainerID, Pid: p.pid, Status: p.status, ExitStatus: p.code}
 	if p.status == tasktypes.Status_STOPPED {
@@ -320,11 +352,11 @@ func (f *fake) Get(_ context.Context, r *tasks.GetRequest, _ ...grpc.CallOption)
 	return &tasks.GetResponse{Process: state}, nil
 }
 
-func (f *fake) ListPids(_ context.Context, r *tasks.ListPidsRequest, _ ...grpc.CallOption) (*tasks.ListPidsResponse, error) {
+func (f *conn) ListPids(_ context.Context, r *tasks.ListPidsRequest, _ ...grpc.CallOption) (*tasks.ListPidsResponse, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.away {
-		return nil, errAway
+	if err := f.downLocked(); err != nil {
+		return nil, err
 	}
 	t := f.tasks[r.ContainerID]
 	if t == nil {
@@ -343,7 +375,7 @@ func (f *fake) ListPids(_ context.Context, r *tasks.ListPidsRequest, _ ...grpc.C
 	return resp, nil
 }
 
-func (f *fake) Delete(_ context.Context, r *tasks.DeleteTaskRequest, _ ...grpc.CallOption) (*tasks.DeleteResponse, error) {
+func (f *conn) Delete(_ context.Context, r *tasks.DeleteTaskRequest, _ ...grpc.CallOption) (*tasks.DeleteResponse, error) {
 	resp := &tasks.DeleteResponse{}
 	return resp, f.call(func() error {
 		p, err := f.processLocked(r.ContainerID, "")
@@ -360,7 +392,7 @@ func (f *fake) Delete(_ context.Context, r *tasks.DeleteTaskRequest, _ ...grpc.C
 	})
 }
 
-func (f *fake) DeleteProcess(_ context.Context, r *tasks.DeleteProcessRequest, _ ...grpc.CallOption) (*tasks.DeleteResponse, error) {
+func (f *conn) DeleteProcess(_ context.Context, r *tasks.DeleteProcessRequest, _ ...grpc.CallOption) (*tasks.DeleteResponse, error) {
 	resp := &tasks.DeleteResponse{}
 	return resp, f.call(func() error {
 		p, err := f.processLocked(r.ContainerID, r.ExecID)
@@ -376,22 +408,92 @@ func (f *fake) DeleteProcess(_ context.Context, r *tasks.DeleteProcessRequest, _
 	})
 }
 
-func (f *fake) Publish(ctx context.Context, topic string, event events.Event) error {
+func (f *conn) Pause(_ context.Context, r *tasks.PauseTaskRequest, _ ...grpc.CallOption) (*emptypb.Empty, error) {
+	return &emptypb.Empty{}, f.call(func() error {
+		return f.freezeLocked(r.ContainerID, tasktypes.Status_RUNNING, tasktypes.Status_PAUSED, &apievents.TaskPaused{ContainerID: r.ContainerID})
+	})
+}
+
+func (f *conn) Resume(_ context.Context, r *tasks.ResumeTaskRequest, _ ...grpc.CallOption) (*emptypb.Empty, error) {
+	return &emptypb.Empty{}, f.call(func() error {
+		return f.freezeLocked(r.ContainerID, tasktypes.Status_PAUSED, tasktypes.Status_RUNNING, &apievents.TaskResumed{ContainerID: r.ContainerID})
+	})
+}
+
+func (f *fake) freezeLocked(id string, from, to tasktypes.Status, event any) error {
+	p, err := f.processLocked(id, "")
+	if err == nil && p.status != from {
+		err = fmt.Errorf("task is %s: %w", p.status, errdefs.ErrFailedPrecondition)
+	}
+	if err == nil {
+		p.status = to
+		f.publishLocked("/tasks/"+map[bool]string{true: "paused", false: "resumed"}[to == tasktypes.Status_PAUSED], event)
+	}
+	return err
+}
+
+// oom is one that the kernel counts and, if the event is not lost, tells.
+func (f *fake) oom(id string) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.away {
+	f.tasks[id].ooms++
+	f.publishLocked("/tasks/oom", &apievents.TaskOOM{ContainerID: id})
+}
+
+func (f *conn) Metrics(_ context.Context, r *tasks.MetricsRequest, _ ...grpc.CallOption) (*tasks.MetricsResponse, error) {
+	resp := &tasks.MetricsResponse{}
+	return resp, f.call(func() error {
+		id := strings.TrimPrefix(r.Filters[0], "id==")
+		if f.tasks[id] == nil {
+			return nil
+		}
+		m, err := metricsOf(f.tasks[id].ooms)
+		resp.Metrics = append(resp.Metrics, m)
+		return err
+	})
+}
+
+func metricsOf(ooms uint64) (*types.Metric, error) {
+	data, err := typeurl.MarshalAnyToProto(&stats.Metrics{MemoryEvents: &stats.MemoryEvents{OomKill: ooms}})
+	return &types.Metric{Timestamp: timestamppb.Now(), Data: data}, err
+}
+
+func (f *conn) ResizePty(_ context.Context, r *tasks.ResizePtyRequest, _ ...grpc.CallOption) (*emptypb.Empty, error) {
+	return &emptypb.Empty{}, f.exists(r.ContainerID, r.ExecID)
+}
+
+func (f *conn) CloseIO(_ context.Context, r *tasks.CloseIORequest, _ ...grpc.CallOption) (*emptypb.Empty, error) {
+	return &emptypb.Empty{}, f.exists(r.ContainerID, r.ExecID)
+}
+
+func (f *conn) Update(_ context.Context, r *tasks.UpdateTaskRequest, _ ...grpc.CallOption) (*emptypb.Empty, error) {
+	return &emptypb.Empty{}, f.exists(r.ContainerID, "")
+}
+
+// exists is a call that changes nothing that a test looks at.
+func (f *conn) exists(id, exec string) error {
+	return f.call(func() error {
+		_, err := f.processLocked(id, exec)
+		return err
+	})
+}
+
+func (f *conn) Publish(ctx context.Context, topic string, event events.Event) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.away || f.cut {
 		return errAway
 	}
 	return f.exchange.Publish(ctx, topic, event)
 }
 
-func (f *fake) Forward(context.Context, *events.Envelope) error { return errors.ErrUnsupported }
+func (f *conn) Forward(context.Context, *events.Envelope) error { return errors.ErrUnsupported }
 
-func (f *fake) Subscribe(ctx context.Context, filters ...string) (<-chan *events.Envelope, <-chan error) {
+func (f *conn) Subscribe(ctx context.Context, filters ...string) (<-chan *events.Envelope, <-chan error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	errs := make(chan error, 1)
-	if f.away {
+	if f.away || f.cut {
 		errs <- errAway
 		return nil, errs
 	}
@@ -434,28 +536,26 @@ func (f *fake) truth(id string) []fakeExit {
 // records are the fake's containers.
 type records struct {
 	containers.Store // Update and List are not needed
-
-	fake *fake
-	all  map[string]containers.Container // under the fake's lock
+	f                *conn
 }
 
 func (r *records) Create(_ context.Context, c containers.Container) (containers.Container, error) {
-	return c, r.native(func() error {
-		if _, ok := r.all[c.ID]; ok {
+	return c, r.f.native(func() error {
+		if _, ok := r.f.containers[c.ID]; ok {
 			return fmt.Errorf("container %q: %w", c.ID, errdefs.ErrAlreadyExists)
 		}
-		r.all[c.ID] = c
+		r.f.containers[c.ID] = c
 		return nil
 	})
 }
 
 func (r *records) Get(_ context.Context, id string) (c containers.Container, err error) {
-	r.fake.mu.Lock()
-	defer r.fake.mu.Unlock()
-	if r.fake.away {
-		return c, fmt.Errorf("away: %w", errdefs.ErrUnavailable)
+	r.f.mu.Lock()
+	defer r.f.mu.Unlock()
+	if err := r.f.downLocked(); err != nil {
+		return c, errgrpc.ToNative(err)
 	}
-	c, ok := r.all[id]
+	c, ok := r.f.containers[id]
 	if !ok {
 		return c, fmt.Errorf("container %q: %w", id, errdefs.ErrNotFound)
 	}
@@ -463,24 +563,17 @@ func (r *records) Get(_ context.Context, id string) (c containers.Container, err
 }
 
 func (r *records) Delete(_ context.Context, id string) error {
-	return r.native(func() error {
-		if _, ok := r.all[id]; !ok {
+	return r.f.native(func() error {
+		if _, ok := r.f.containers[id]; !ok {
 			return fmt.Errorf("container %q: %w", id, errdefs.ErrNotFound)
 		}
-		delete(r.all, id)
+		delete(r.f.containers, id)
 		return nil
 	})
 }
 
 // native is a call with the errors that the client of a real server gives.
-func (r *records) native(do func() error) error {
-	var cause error
-	err := r.fake.call(func() error { cause = do(); return nil })
-	if err != nil {
-		return fmt.Errorf("away: %w", errdefs.ErrUnavailable)
-	}
-	return cause
-}
+func (f *conn) native(do func() error) error { return errgrpc.ToNative(f.call(do)) }
 
 type noLeases struct{ leases.Manager }
 

@@ -1,7 +1,6 @@
 package libcontainerd
 
 import (
-	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -24,25 +23,28 @@ type ledger struct {
 
 	mu      sync.Mutex
 	runs    []*run // oldest first; only the last may be live
-	gone    map[tombstone]time.Time
+	gone    []tombstone
 	untold  []notice // the first may be with the backend
 	telling bool     // a goroutine tells
 	room    chan struct{}
 	deleted bool // no container of the id is left
 
+	oldStdio []string // directories of an earlier program
+
 	halfMade bool // there may be a task that nobody got the news of
+	asking   bool // a goroutine asks for the state
+	pauses   int  // how many paused and resumed events came
 }
 
-// tombstone keeps late events of what was forgotten from bringing it back. It is
-// a first process's pid, or an exec's id.
+// tombstone is a process that was forgotten. It keeps late events, which the answers
+// to calls overtake, from bringing the process back.
 type tombstone struct {
+	exec string // empty for a first process
 	pid  uint32
-	exec string
 }
 
-// tombstoneTime is how late an event can come: containerd's shims try to publish
-// one for some seconds.
-const tombstoneTime = time.Minute
+// maxTombstones is how many processes a late event may be behind.
+const maxTombstones = 512
 
 type kind string
 
@@ -53,9 +55,15 @@ const (
 
 // run is a task of the container, from its creation to its deletion.
 type run struct {
-	init   *process
-	execs  []*process // in the order that they became known
-	paused bool
+	init  *process
+	execs []*process // in the order that they became known
+
+	paused, pausedQueued, pausedTold bool // as is known, is to be told, was told
+
+	stdio []string // directories of its execs
+
+	oom     bool // one is to be queued
+	oomTold bool // one was, ever
 }
 
 // process is the first process of a run, or an exec.
@@ -67,6 +75,8 @@ type process struct {
 	started  bool
 	starting bool // its start was asked for, and what came of it is not known yet
 	calling  bool // by a call of this program that has not returned
+	calls    int  // how many such calls began or returned
+	loaded   bool // an earlier program knew it
 	exit     *exit
 	exited   chan struct{} // closed when exit is set
 	watched  bool          // a goroutine waits for its exit
@@ -98,6 +108,7 @@ type notice struct {
 	info  EventInfo
 	proc  *process // nil for those that are no step of a process
 	phase phase
+	run   *run // of paused, resumed and oom
 }
 
 func newProcess(id string, pid uint32) *process {
@@ -112,33 +123,41 @@ func (l *ledger) currentLocked() *run {
 	return l.runs[len(l.runs)-1]
 }
 
-// withPid is the run whose first process has the pid. A run of a pid not seen
-// before is begun, unless that pid's run is over and was forgotten. 0 stands for
-// the current run.
+// withPid is the run whose first process has the pid, or nil; 0 stands for the
+// current run.
 func (l *ledger) withPidLocked(pid uint32) *run {
-	r := l.currentLocked()
-	if pid == 0 || r != nil && r.init.pid == pid {
-		return r
+	if pid == 0 {
+		return l.currentLocked()
 	}
-	for _, old := range l.runs {
-		if old.init.pid == pid {
-			return old
+	for _, r := range slices.Backward(l.runs) {
+		if r.init.pid == pid {
+			return r
 		}
 	}
-	if l.isGoneLocked(tombstone{pid: pid}) {
-		return nil
+	return nil
+}
+
+// begin adds a run. A container has one task at a time, so what came before is over.
+func (l *ledger) beginLocked(pid uint32) *run {
+	for _, old := range l.runs {
+		if old.init.removed = true; !old.init.started {
+			l.removedLocked(old.init)
+		}
 	}
-	r = &run{init: newProcess("", pid)}
+	r := &run{init: newProcess("", pid)}
 	l.runs = append(l.runs, r)
 	return r
 }
 
-func (r *run) exec(id string) *process {
-	i := slices.IndexFunc(r.execs, func(p *process) bool { return p.id == id })
-	if i < 0 {
-		return nil
+// exec is the last of the id whose pid is the one given, or not known yet; 0 stands
+// for any pid.
+func (r *run) exec(id string, pid uint32) *process {
+	for _, p := range slices.Backward(r.execs) {
+		if p.id == id && (pid == 0 || p.pid == 0 || p.pid == pid) {
+			return p
+		}
 	}
-	return r.execs[i]
+	return nil
 }
 
 // live says whether something may still become of the process.
@@ -153,18 +172,24 @@ func (p *process) exitLocked(e exit) {
 }
 
 // queueLocked appends what has become due. It decides the order: a start needs its
-// creation, an exit its start, an exec its container's start, and the exit of a
-// container those of its execs.
+// creation, an exit its start, an exec its container's start, the exit of a
+// container those of its execs, and a run the exit of the one before.
 func (l *ledger) queueLocked() {
 	for _, r := range l.runs {
 		l.queueProcessLocked(r.init, min(r.init.reached(), phaseStarted))
-		if r.init.queued >= phaseStarted && r.init.queued < phaseExited {
-			for _, p := range r.execs {
-				l.queueProcessLocked(p, p.reached())
-			}
-			if !slices.ContainsFunc(r.execs, (*process).live) {
-				l.queueProcessLocked(r.init, r.init.reached())
-			}
+		if r.init.queued < phaseStarted || r.init.queued == phaseExited {
+			continue
+		}
+		for _, p := range r.execs {
+			l.queueProcessLocked(p, p.reached())
+		}
+		l.queueStateLocked(r)
+		if slices.ContainsFunc(r.execs, (*process).live) {
+			return
+		}
+		l.queueProcessLocked(r.init, r.init.reached())
+		if r.init.queued < phaseExited {
+			return
 		}
 	}
 }
@@ -223,83 +248,83 @@ func (l *ledger) info(exec string) EventInfo {
 	return ei
 }
 
-// pausedLocked notes that the run is paused or goes on. One that the backend does
-// not know yet and the opposite of it cancel each other.
-func (l *ledger) pausedLocked(r *run, paused bool) {
-	if r.paused == paused || r.init.exit != nil {
-		return
+// queueStateLocked appends what the backend does not know of the run's state. If it
+// does not know of a pause yet, the resume after it takes that back.
+func (l *ledger) queueStateLocked(r *run) {
+	if r.paused != r.pausedQueued && r.init.exit == nil {
+		r.pausedQueued = r.paused
+		if i := l.waitingLocked(r, EventPaused, EventResumed); i >= 0 {
+			l.untold = slices.Delete(l.untold, i, i+1)
+		} else if r.paused {
+			l.stateLocked(r, EventPaused)
+		} else {
+			l.stateLocked(r, EventResumed)
+		}
 	}
-	r.paused = paused
-	event := EventResumed
-	if paused {
-		event = EventPaused
-	}
-	if i := l.waitingLocked(EventPaused, EventResumed); i >= 0 {
-		l.untold = slices.Delete(l.untold, i, i+1)
-		return
-	}
-	l.stateLocked(r, event)
-}
-
-func (l *ledger) oomLocked(r *run) {
-	if l.waitingLocked(EventOOM) < 0 && r.init.queued < phaseExited {
-		l.stateLocked(r, EventOOM)
+	if r.oom {
+		if r.oom, r.oomTold = false, true; l.waitingLocked(r, EventOOM) < 0 {
+			l.stateLocked(r, EventOOM)
+		}
 	}
 }
 
 func (l *ledger) stateLocked(r *run, event EventType) {
-	n := notice{event: event, info: l.info("")}
+	n := notice{event: event, info: l.info(""), run: r}
 	n.info.Pid = r.init.pid
 	l.untold = append(l.untold, n)
 }
 
-// waitingLocked is the place of an event that the backend does not have yet, not
+// waitsLocked: the backend is still to take the event of the run.
+func (l *ledger) waitsLocked(r *run, event EventType) bool {
+	return slices.ContainsFunc(l.untold, func(n notice) bool { return n.run == r && n.event == event })
+}
+
+// waitingLocked is the place of one of the run's events that the backend does not have yet, not
 // even as the one that it is at.
-func (l *ledger) waitingLocked(events ...EventType) int {
+func (l *ledger) waitingLocked(r *run, events ...EventType) int {
 	for i, n := range l.untold {
-		if slices.Contains(events, n.event) && (i > 0 || !l.telling) {
+		if n.run == r && slices.Contains(events, n.event) && (i > 0 || !l.telling) {
 			return i
 		}
 	}
 	return -1
 }
 
-// forgetLocked drops what is over: runs and execs that the server has forgotten and
-// of which nothing is left to tell.
+// forgetLocked drops what is over: execs whose exit was told, and runs that the
+// server has forgotten, too.
 func (l *ledger) forgetLocked() {
 	for _, r := range l.runs {
 		ended := r.init.queued == phaseExited
 		r.execs = slices.DeleteFunc(r.execs, func(p *process) bool {
-			over := p.overLocked() || ended && p.removed && p.told == p.queued
+			over := p.told == phaseExited || p.told == p.queued && (ended || p.removed && !p.started)
 			if over {
-				l.buryLocked(tombstone{exec: p.id})
+				l.buryLocked(p)
 			}
 			return over
 		})
 	}
 	l.runs = slices.DeleteFunc(l.runs, func(r *run) bool {
-		over := r.init.overLocked() && len(r.execs) == 0
+		p := r.init
+		over := p.removed && len(r.execs) == 0 && p.told == p.queued && (p.told == phaseExited || !p.started)
 		if over {
-			l.buryLocked(tombstone{pid: r.init.pid})
+			l.buryLocked(p)
 		}
 		return over
 	})
 }
 
-func (p *process) overLocked() bool {
-	return p.removed && !p.starting && p.told == p.queued && (p.queued == phaseExited || !p.started)
-}
-
-func (l *ledger) buryLocked(t tombstone) {
-	now := time.Now()
-	maps.DeleteFunc(l.gone, func(_ tombstone, at time.Time) bool { return now.Sub(at) > tombstoneTime })
-	if l.gone == nil {
-		l.gone = map[tombstone]time.Time{}
+func (l *ledger) buryLocked(p *process) {
+	if p.told == phaseNone {
+		return // so there is nothing to tell twice
 	}
-	l.gone[t] = now
+	if len(l.gone) == maxTombstones {
+		l.gone = slices.Delete(l.gone, 0, 1)
+	}
+	l.gone = append(l.gone, tombstone{p.id, p.pid})
 }
 
-func (l *ledger) isGoneLocked(t tombstone) bool {
-	at, ok := l.gone[t]
-	return ok && time.Since(at) <= tombstoneTime
+// isGone: a process of the exec id, or a first process if that is empty, was
+// forgotten that had the pid; 0 stands for any.
+func (l *ledger) isGoneLocked(exec string, pid uint32) bool {
+	return slices.ContainsFunc(l.gone, func(t tombstone) bool { return t.exec == exec && (pid == 0 || t.pid == pid) })
 }

@@ -4,7 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
+	"os"
 	"sync"
 	"syscall"
 	"time"
@@ -12,13 +12,13 @@ import (
 	"github.com/containerd/containerd/api/services/tasks/v1"
 	tasktypes "github.com/containerd/containerd/api/types/task"
 	containerd "github.com/containerd/containerd/v2/client"
-	"github.com/containerd/containerd/v2/pkg/cio"
 	"github.com/containerd/errdefs"
 )
 
 const (
 	closeStdinTimeout = 10 * time.Second
 	undoTimeout       = 30 * time.Second
+	cancelAfter       = time.Second
 )
 
 var _ Process = (*handle)(nil)
@@ -29,18 +29,22 @@ type handle struct {
 	ledger *ledger
 	run    *run
 	proc   *process
-	io     cio.IO // nil if this program is not connected to it
+	stdio  stdio
 
 	drained func() <-chan struct{} // closed when the output was read to its end
 }
 
-func newHandle(l *ledger, r *run, p *process, rio cio.IO) *handle {
-	return &handle{client: l.client, ledger: l, run: r, proc: p, io: rio, drained: sync.OnceValue(func() <-chan struct{} {
+func newHandle(l *ledger, r *run, p *process, std stdio) *handle {
+	return &handle{client: l.client, ledger: l, run: r, proc: p, stdio: std, drained: sync.OnceValue(func() <-chan struct{} {
 		done := make(chan struct{})
 		go func() { // ends with the output, which this program cannot hasten
 			defer close(done)
-			rio.Cancel() // of FIFOs that nobody ever opened
-			rio.Wait()
+			// FIFOs that nobody ever opened would never end. Those of a process that
+			// ran have been; but this program may not have come round to notice it,
+			// and would lose what is in them.
+			cancel := time.AfterFunc(cancelAfter, std.io.Cancel)
+			std.io.Wait()
+			cancel.Stop()
 		}()
 		return done
 	})}
@@ -93,15 +97,17 @@ func (h *handle) Resize(ctx context.Context, width, height uint32) error {
 // it is repeated until there is an answer that settles it; a call that ends before
 // leaves the process starting.
 func (h *handle) start(ctx context.Context) error {
-	h.ledger.starting(h.proc)
+	before := h.ledger.starting(h.proc)
 	defer h.ledger.returned(h.proc)
 	// Should this program be killed now, the next one asks whether it started.
 	if err := h.ledger.save(); err != nil {
-		h.ledger.idle(h.proc)
+		if !before {
+			h.ledger.idle(h.proc)
+		}
 		return fmt.Errorf("%s: start: %w", h, err)
 	}
 	wait := retryFirst
-	for first := true; ; first = false {
+	for first := !before; ; first = false {
 		resp, err := h.service().Start(ctx, &tasks.StartRequest{ContainerID: h.ledger.id, ExecID: h.proc.id})
 		if err == nil {
 			h.ledger.update(func() { h.proc.startedLocked(resp.Pid) })
@@ -132,11 +138,11 @@ func (h *handle) startedAnyway(ctx context.Context, first bool) (started, known 
 	if err != nil {
 		return false, first || errdefs.IsNotFound(err)
 	}
-	if running(state.Status) || !first && state.Status == tasktypes.Status_STOPPED {
+	if running(state.Status) && state.Pid != 0 || !first && state.Status == tasktypes.Status_STOPPED {
 		h.ledger.update(func() { h.proc.startedLocked(state.Pid) })
 		return true, true
 	}
-	return false, true
+	return false, first || state.Status == tasktypes.Status_CREATED
 }
 
 // uncertain: the server may have done what the call asked for.
@@ -158,9 +164,14 @@ func pause(ctx context.Context, wait *time.Duration) error {
 func (h *handle) closeStdin(ctx context.Context) func() error {
 	ctx = context.WithoutCancel(ctx)
 	return func() error {
+		ctx, end, err := h.client.begin(ctx)
+		if err != nil {
+			return err
+		}
+		defer end()
 		ctx, cancel := context.WithTimeout(ctx, closeStdinTimeout)
 		defer cancel()
-		_, err := h.service().CloseIO(ctx, &tasks.CloseIORequest{ContainerID: h.ledger.id, ExecID: h.proc.id, Stdin: true})
+		_, err = h.service().CloseIO(ctx, &tasks.CloseIORequest{ContainerID: h.ledger.id, ExecID: h.proc.id, Stdin: true})
 		if err = failed(err, "%s: close stdin", h); errdefs.IsNotFound(err) {
 			return nil // it needs none any more
 		}
@@ -175,20 +186,17 @@ func (h *handle) Delete(ctx context.Context) (*containerd.ExitStatus, error) {
 		return nil, err
 	}
 	defer end()
-	state, err := h.client.state(ctx, h.ledger.id, h.proc.id)
+	state, err := h.observe(ctx)
 	if errdefs.IsNotFound(err) {
 		return nil, errors.Join(fmt.Errorf("%s: delete: %w", h, err), h.forgotten())
 	}
 	if err != nil {
 		return nil, fmt.Errorf("%s: delete: %w", h, err)
 	}
-	switch {
-	case state.Status == tasktypes.Status_STOPPED:
-		h.ledger.exit(h.proc, exitOf(state.ExitStatus, state.ExitedAt))
-	case running(state.Status) || h.proc.id == "":
+	if h.undeletable(state) {
 		return nil, fmt.Errorf("%s is %s and cannot be deleted; kill it first: %w", h, state.Status, errdefs.ErrFailedPrecondition)
 	}
-	if h.io != nil {
+	if h.stdio.io != nil {
 		select {
 		case <-h.drained():
 		case <-ctx.Done():
@@ -208,6 +216,36 @@ func (h *handle) Delete(ctx context.Context) (*containerd.ExitStatus, error) {
 	return status, h.forgotten()
 }
 
+// observe asks for the process's state and writes it down. NotFound: it is gone, and
+// another may have its id.
+func (h *handle) observe(ctx context.Context) (*tasktypes.Process, error) {
+	before, exec := h.ledger.view(), h.ledger.look(h.proc)
+	state, err := h.client.state(ctx, h.ledger.id, h.proc.id)
+	if err != nil {
+		return nil, err
+	}
+	if h.proc.id != "" {
+		h.ledger.observeExec(exec, state)
+	} else if h.ledger.observe(before, state) != h.run {
+		return nil, fmt.Errorf("%s has another task: %w", h, errdefs.ErrNotFound)
+	}
+	return state, nil
+}
+
+// undeletable: the process has not exited. An exec's state does not say that while
+// its container is paused, and one that never started can be deleted.
+func (h *handle) undeletable(state *tasktypes.Process) bool {
+	if state.Status == tasktypes.Status_STOPPED {
+		return false
+	}
+	if h.proc.id == "" {
+		return true
+	}
+	h.ledger.mu.Lock()
+	defer h.ledger.mu.Unlock()
+	return running(state.Status) && h.proc.exit == nil
+}
+
 // settleExecs learns how the execs of a container ended that is about to be deleted:
 // the server forgets them with it.
 func (h *handle) settleExecs(ctx context.Context) error {
@@ -215,7 +253,12 @@ func (h *handle) settleExecs(ctx context.Context) error {
 		return nil
 	}
 	h.ledger.mu.Lock()
-	execs := slices.DeleteFunc(slices.Clone(h.run.execs), func(p *process) bool { return !p.live() })
+	var execs []asked
+	for _, p := range h.run.execs {
+		if p.live() {
+			execs = append(execs, asked{p, p.calls})
+		}
+	}
 	h.ledger.mu.Unlock()
 	for _, p := range execs {
 		if err := h.client.reconcileExec(ctx, h.ledger, p); err != nil {
@@ -227,12 +270,12 @@ func (h *handle) settleExecs(ctx context.Context) error {
 		if !waiting {
 			continue
 		}
-		e, err := h.ledger.await(ctx, h.run, p, true)
+		e, err := h.ledger.await(ctx, h.run, p.process, true)
 		if err != nil && !errdefs.IsNotFound(err) {
 			return fmt.Errorf("%s: delete: %w", h, err)
 		}
 		if err == nil {
-			h.ledger.exit(p, e)
+			h.ledger.exit(p.process, e)
 		}
 	}
 	return nil
@@ -255,10 +298,13 @@ func (h *handle) delete(ctx context.Context) (*containerd.ExitStatus, error) {
 // forgotten: the server knows the process no more, and nobody needs its stdio.
 func (h *handle) forgotten() error {
 	h.ledger.removed(h.proc)
-	var err error
-	if h.io != nil {
-		h.io.Cancel()
-		err = h.io.Close()
+	err := h.stdio.discard()
+	if h.proc.id == "" {
+		for _, dir := range h.ledger.takeStdio(h.run) {
+			err = errors.Join(err, os.RemoveAll(dir))
+		}
+	} else {
+		h.ledger.dropStdio(h.run, h.stdio)
 	}
-	return errors.Join(err, h.ledger.removeStdio(h.processID()))
+	return err
 }

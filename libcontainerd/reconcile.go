@@ -4,11 +4,15 @@ import (
 	"context"
 	"fmt"
 
+	cgroup1 "github.com/containerd/cgroups/v3/cgroup1/stats"
+	cgroup2 "github.com/containerd/cgroups/v3/cgroup2/stats"
 	"github.com/containerd/containerd/api/services/tasks/v1"
 	"github.com/containerd/containerd/api/types/runc/options"
 	tasktypes "github.com/containerd/containerd/api/types/task"
+	"github.com/containerd/containerd/v2/core/sandbox"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/typeurl/v2"
+	"google.golang.org/protobuf/types/known/anypb"
 )
 
 // reconcile asks the server for the state of a container or a sandbox and writes
@@ -17,45 +21,104 @@ func (c *client) reconcile(ctx context.Context, l *ledger) error {
 	if l.kind == sandboxes {
 		return c.reconcileSandbox(ctx, l)
 	}
-	l.mu.Lock()
-	known := l.currentLocked()
-	var execs []*process
-	if known != nil {
-		execs = append(execs, known.execs...)
-	}
-	l.mu.Unlock()
-
+	before := l.view()
 	state, err := c.state(ctx, l.id, "")
 	if errdefs.IsNotFound(err) {
-		c.taskGone(l, known)
+		l.taskGone(before)
 		return nil
 	}
 	if err != nil {
 		return err
 	}
-	l.observe(known, state)
-	if known == nil || state.Pid != known.init.pid && known.init.pid != 0 {
-		execs = nil // of another task
+	r := l.observe(before, state)
+	if r == nil {
+		return nil // the answer is late
 	}
-	for _, p := range execs {
-		if err := c.reconcileExec(ctx, l, p); err != nil {
-			return err
+	if r == before.run {
+		for _, p := range before.execs {
+			if err := c.reconcileExec(ctx, l, p); err != nil {
+				return err
+			}
 		}
 	}
-	if running(state.Status) {
-		return c.reconcileForeign(ctx, l)
+	if !running(state.Status) {
+		return nil
 	}
-	return nil
+	if err := c.reconcileForeign(ctx, l); err != nil {
+		return err
+	}
+	return c.reconcileOOM(ctx, l, r)
 }
 
+// ask reconciles in the background, once for all who ask meanwhile.
+func (c *client) ask(l *ledger) {
+	l.mu.Lock()
+	asking := l.asking
+	l.asking = true
+	l.mu.Unlock()
+	if asking {
+		return
+	}
+	c.spawn(func(ctx context.Context) {
+		l.mu.Lock()
+		l.asking = false // who asks from now on wants a later answer
+		l.mu.Unlock()
+		if err := c.reconcile(ctx, l); err != nil && ctx.Err() == nil {
+			c.log.WithError(err).WithField("container", l.id).Debug("state not known yet")
+		}
+	})
+}
+
+// view is what was known when the server was asked: its answer may be older than
+// what was learned since.
+type view struct {
+	run    *run
+	init   asked
+	execs  []asked
+	pauses int
+}
+
+type asked struct {
+	*process
+	calls int
+}
+
+func (l *ledger) view() (v view) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	v.pauses = l.pauses
+	if v.run = l.currentLocked(); v.run == nil {
+		return v
+	}
+	v.init = asked{v.run.init, v.run.init.calls}
+	for _, p := range v.run.execs {
+		v.execs = append(v.execs, asked{p, p.calls})
+	}
+	return v
+}
+
+// look is the view of one process.
+func (l *ledger) look(p *process) asked {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return asked{p, p.calls}
+}
+
+// idleLocked: no call that may start the process was under way since it was asked
+// for.
+func (a asked) idleLocked() bool { return !a.calling && a.process.calls == a.calls }
+
 // taskGone: the container has no task. Exits that are not known yet are left to
-// those who wait for them.
-func (c *client) taskGone(l *ledger, r *run) {
-	if r == nil {
+// those who wait for them; a start of another program's may still be told by events.
+func (l *ledger) taskGone(before view) {
+	if before.run == nil {
 		return
 	}
 	l.update(func() {
-		for _, p := range append([]*process{r.init}, r.execs...) {
+		if before.init.exit != nil {
+			l.removedLocked(before.init.process)
+		}
+		for _, p := range before.execs {
 			l.notFoundLocked(p)
 		}
 	})
@@ -64,65 +127,76 @@ func (c *client) taskGone(l *ledger, r *run) {
 // notFoundLocked: the server did not know the process when it was asked. A call
 // that is making it knows better, and the exit of one that ran is left to those who
 // wait for it.
-func (l *ledger) notFoundLocked(p *process) {
-	if !p.calling && (!p.started || p.exit != nil) {
-		l.removedLocked(p)
+func (l *ledger) notFoundLocked(a asked) {
+	if a.idleLocked() && (!a.started || a.exit != nil) {
+		l.removedLocked(a.process)
 	}
 }
 
-// observe writes down the state of the container's task. One that has stopped had
-// started, unless the client knows that nobody asked for that.
-func (l *ledger) observe(known *run, state *tasktypes.Process) *run {
-	r := l.created(state.Pid)
-	if r == nil {
-		return nil
-	}
-	own := r == known
+// observe writes down the state of the container's task and returns its run; nil:
+// the state is out of date. One that has stopped had started, unless the client
+// knows that nobody asked for that.
+func (l *ledger) observe(before view, state *tasktypes.Process) (r *run) {
 	l.update(func() {
-		if r != l.currentLocked() {
-			return
+		if r = l.withPidLocked(state.Pid); r == nil {
+			if l.currentLocked() != before.run || l.isGoneLocked("", state.Pid) || state.Pid == 0 {
+				return
+			}
+			r = l.beginLocked(state.Pid)
 		}
-		for _, old := range l.runs[:len(l.runs)-1] {
-			old.init.removed = true // a container has one task
-		}
+		p, own := r.init, r == before.run
+		p.added = true
 		switch {
 		case running(state.Status):
-			r.init.startedLocked(state.Pid)
-			l.pausedLocked(r, state.Status == tasktypes.Status_PAUSED || state.Status == tasktypes.Status_PAUSING)
-		case state.Status == tasktypes.Status_STOPPED:
-			if !own || r.init.starting {
-				r.init.startedLocked(state.Pid)
+			p.startedLocked(state.Pid)
+			if l.pauses == before.pauses {
+				r.paused = state.Status != tasktypes.Status_RUNNING
 			}
-			r.init.exitLocked(exitOf(state.ExitStatus, state.ExitedAt))
-		case !r.init.calling:
-			r.init.starting = false
+		case state.Status == tasktypes.Status_STOPPED:
+			if !own || p.starting {
+				p.startedLocked(state.Pid)
+			}
+			p.exitLocked(exitOf(state.ExitStatus, state.ExitedAt))
+		case state.Status == tasktypes.Status_CREATED && own && before.init.idleLocked():
+			p.starting = false
 		}
 	})
 	return r
 }
 
-func (c *client) reconcileExec(ctx context.Context, l *ledger, p *process) error {
+// reconcileExec asks for an exec's state.
+func (c *client) reconcileExec(ctx context.Context, l *ledger, p asked) error {
 	state, err := c.state(ctx, l.id, p.id)
 	switch {
+	case err == nil:
+		l.observeExec(p, state)
 	case errdefs.IsNotFound(err):
 		l.update(func() { l.notFoundLocked(p) })
-		return nil
-	case err != nil:
+	default:
 		return err
 	}
+	return nil
+}
+
+func (l *ledger) observeExec(p asked, state *tasktypes.Process) {
 	l.update(func() {
+		if p.pid != 0 && state.Pid != 0 && state.Pid != p.pid { // another of the id
+			l.notFoundLocked(p)
+			return
+		}
 		p.added = true
 		switch {
-		case running(state.Status):
+		case running(state.Status) && state.Pid != 0: // those of a paused container are all paused
 			p.startedLocked(state.Pid)
 		case state.Status == tasktypes.Status_STOPPED:
-			p.startedLocked(state.Pid)
+			if p.starting || state.Pid != 0 {
+				p.startedLocked(state.Pid)
+			}
 			p.exitLocked(exitOf(state.ExitStatus, state.ExitedAt))
-		case !p.calling:
+		case state.Status == tasktypes.Status_CREATED && p.idleLocked():
 			p.starting = false
 		}
 	})
-	return nil
 }
 
 // reconcileForeign finds the execs that other programs started.
@@ -143,26 +217,83 @@ func (c *client) reconcileForeign(ctx context.Context, l *ledger) error {
 	return nil
 }
 
+// reconcileSandbox asks for a sandbox's state. One that has ended, and whose start
+// may have been this program's doing, had started; those who wait learn its exit.
 func (c *client) reconcileSandbox(ctx context.Context, l *ledger) error {
-	sb, err := c.server.SandboxStore().Get(ctx, l.id)
-	if err != nil {
-		return failed(err, "sandbox %q", l.id)
-	}
-	st, err := c.server.SandboxController(sb.Sandboxer).Status(ctx, l.id, false)
-	if err = failed(err, "sandbox %q: status", l.id); err != nil {
-		if errdefs.IsNotFound(err) {
-			l.sandbox(l.notFoundLocked)
-			return nil
-		}
+	var before asked
+	l.sandbox(func(p *process) { before = asked{p, p.calls} })
+	st, err := c.sandboxStatus(ctx, l.id)
+	if err != nil && !errdefs.IsNotFound(err) {
 		return err
 	}
-	l.sandbox(func(p *process) {
-		p.added = true
-		if st.Pid != 0 {
+	l.update(func() {
+		p := before.process
+		switch {
+		case err != nil:
+			l.notFoundLocked(before)
+		case st.Pid != 0 || p.starting && st.ExitedAt.Unix() > 0:
 			p.startedLocked(st.Pid)
+		default:
+			p.added = true
+			if before.idleLocked() {
+				p.starting = false
+			}
 		}
 	})
 	return nil
+}
+
+func (c *client) sandboxStatus(ctx context.Context, id string) (sandbox.ControllerStatus, error) {
+	sb, err := c.server.SandboxStore().Get(ctx, id)
+	if err != nil {
+		return sandbox.ControllerStatus{}, failed(err, "sandbox %q", id)
+	}
+	st, err := c.server.SandboxController(sb.Sandboxer).Status(ctx, id, false)
+	return st, failed(err, "sandbox %q: status", id)
+}
+
+// reconcileOOM tells an oom that the event stream missed. The kernel's count says
+// whether there was one since the container began, so it is done until one was told.
+func (c *client) reconcileOOM(ctx context.Context, l *ledger, r *run) error {
+	l.mu.Lock()
+	told := r.oom || r.oomTold
+	l.mu.Unlock()
+	if told {
+		return nil
+	}
+	resp, err := c.server.TaskService().Metrics(ctx, &tasks.MetricsRequest{Filters: []string{"id==" + l.id}})
+	if err = failed(err, "container %q: metrics", l.id); err != nil {
+		if uncertain(err) {
+			return err
+		}
+		return nil // not every runtime counts
+	}
+	if len(resp.Metrics) == 0 || oomKills(resp.Metrics[0].Data) == 0 {
+		return nil
+	}
+	l.update(func() {
+		if !r.oomTold {
+			r.oom = true
+		}
+	})
+	return nil
+}
+
+func oomKills(metrics *anypb.Any) uint64 {
+	if metrics == nil {
+		return 0
+	}
+	v, err := typeurl.UnmarshalAny(metrics)
+	if err != nil {
+		return 0
+	}
+	switch m := v.(type) {
+	case *cgroup1.Metrics:
+		return m.GetMemoryOomControl().GetOomKill()
+	case *cgroup2.Metrics:
+		return m.GetMemoryEvents().GetOomKill()
+	}
+	return 0
 }
 
 func (c *client) state(ctx context.Context, id, exec string) (*tasktypes.Process, error) {

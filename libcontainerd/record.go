@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"github.com/containerd/containerd/v2/pkg/identifiers"
 	"github.com/containerd/errdefs"
 
 	"caisson/internal/statefile"
@@ -28,9 +29,11 @@ type record struct {
 }
 
 type runRecord struct {
-	Init   processRecord
-	Paused bool            `json:",omitempty"`
-	Execs  []processRecord `json:",omitempty"`
+	Init    processRecord
+	Paused  bool            `json:",omitempty"` // as it was told
+	OOM     bool            `json:",omitempty"` // one is to be told
+	OOMTold bool            `json:",omitempty"` // one was
+	Execs   []processRecord `json:",omitempty"`
 }
 
 type processRecord struct {
@@ -51,7 +54,7 @@ func (l *ledger) save() error {
 	l.mu.Lock()
 	rec := record{Version: recordVersion}
 	for _, r := range l.runs {
-		run := runRecord{Init: r.init.record(), Paused: r.paused}
+		run := runRecord{Init: r.init.record(), Paused: r.pausedTold, OOM: r.oom || l.waitsLocked(r, EventOOM), OOMTold: r.oomTold}
 		for _, p := range r.execs {
 			run.Execs = append(run.Execs, p.record())
 		}
@@ -72,39 +75,68 @@ func (p *process) record() processRecord {
 	return processRecord{ID: p.id, Pid: p.pid, Added: p.added, Started: p.started, Starting: p.starting, Removed: p.removed, Exit: p.exit, Told: p.told}
 }
 
-// load reads the record of an earlier program; without one nothing is known. A
-// process whose start was on its way may have started.
+// load reads the record of an earlier program; without one nothing is known.
 func (l *ledger) load() error {
 	var rec record
-	switch err := statefile.Read(filepath.Join(l.dir, recordName), &rec); {
-	case errors.Is(err, errdefs.ErrNotFound):
+	err := statefile.Read(filepath.Join(l.dir, recordName), &rec)
+	if errors.Is(err, errdefs.ErrNotFound) {
 		return nil
-	case err != nil:
+	}
+	if err != nil {
 		return err
-	case rec.Version != recordVersion:
-		return fmt.Errorf("record of %q has version %d, this program knows %d: %w", l.id, rec.Version, recordVersion, errdefs.ErrFailedPrecondition)
+	}
+	runs, err := rec.runs()
+	if err != nil {
+		return fmt.Errorf("record of %q: %w", l.id, err)
+	}
+	old, err := filepath.Glob(filepath.Join(l.dir, "io", "*"))
+	if err != nil {
+		return fmt.Errorf("record of %q: %w", l.id, err)
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	for _, rr := range rec.Runs {
-		r := &run{init: rr.Init.process(), paused: rr.Paused}
-		for _, p := range rr.Execs {
-			r.execs = append(r.execs, p.process())
-		}
-		l.runs = append(l.runs, r)
-	}
+	l.runs, l.oldStdio = runs, old
 	return nil
 }
 
-func (rec processRecord) process() *process {
+// runs are those of the record, if it is one that save could have written.
+func (rec record) runs() ([]*run, error) {
+	if rec.Version != recordVersion {
+		return nil, fmt.Errorf("it has version %d, this program knows %d: %w", rec.Version, recordVersion, errdefs.ErrFailedPrecondition)
+	}
+	var runs []*run
+	for _, rr := range rec.Runs {
+		r := &run{paused: rr.Paused, pausedQueued: rr.Paused, pausedTold: rr.Paused, oom: rr.OOM, oomTold: rr.OOMTold}
+		var err error
+		if r.init, err = rr.Init.process(false); err != nil {
+			return nil, err
+		}
+		for _, pr := range rr.Execs {
+			p, err := pr.process(true)
+			if err != nil {
+				return nil, err
+			}
+			r.execs = append(r.execs, p)
+		}
+		runs = append(runs, r)
+	}
+	return runs, nil
+}
+
+func (rec processRecord) process(exec bool) (*process, error) {
 	p := newProcess(rec.ID, rec.Pid)
 	p.added, p.started, p.starting, p.removed = rec.Added, rec.Started, rec.Starting, rec.Removed
-	p.told = min(max(rec.Told, phaseNone), phaseExited)
-	p.queued = p.told
+	p.told, p.queued, p.loaded = rec.Told, rec.Told, true
 	if rec.Exit != nil {
 		p.exitLocked(*rec.Exit)
 	}
-	return p
+	if exec != (rec.ID != "") || exec && identifiers.Validate(rec.ID) != nil {
+		return nil, fmt.Errorf("process id %q: %w", rec.ID, errdefs.ErrDataLoss)
+	}
+	if p.told < phaseNone || p.told > p.reached() {
+		return nil, fmt.Errorf("process %q cannot be so: %w", rec.ID, errdefs.ErrDataLoss)
+	}
+	return p, nil
 }
 
 func (e exit) err() error {

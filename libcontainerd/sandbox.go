@@ -2,6 +2,7 @@ package libcontainerd
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"time"
@@ -37,13 +38,17 @@ func (c *client) NewSandbox(ctx context.Context, sb sandbox.Sandbox, opts ...san
 	defer end()
 	store, controller := c.server.SandboxStore(), c.server.SandboxController(sb.Sandboxer)
 	id := sb.ID
-	defer c.lock(sandboxes, id)()
+	unlock, err := c.ids.lock(ctx, key{sandboxes, id})
+	if err != nil {
+		return nil, fmt.Errorf("sandbox: create: %w", err)
+	}
+	defer unlock()
 	sb, err = store.Create(ctx, sb)
 	if err != nil {
 		return nil, failed(err, "sandbox %q: create", id)
 	}
 	undo := func(err error) error {
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
+		ctx, cancel := undoing(ctx)
 		defer cancel()
 		if derr := failed(store.Delete(ctx, sb.ID), "sandbox %q: undo", sb.ID); !errdefs.IsNotFound(derr) {
 			err = errors.Join(err, derr)
@@ -52,7 +57,10 @@ func (c *client) NewSandbox(ctx context.Context, sb sandbox.Sandbox, opts ...san
 	}
 	l, err := c.open(sandboxes, sb.ID, func(l *ledger) {
 		l.containerGone()
-		l.update(func() { l.deleted, l.runs = false, nil })
+		l.update(func() {
+			l.deleted = false
+			l.beginLocked(0)
+		})
 	})
 	if err != nil {
 		return nil, undo(err)
@@ -60,7 +68,7 @@ func (c *client) NewSandbox(ctx context.Context, sb sandbox.Sandbox, opts ...san
 	if err := controller.Create(ctx, sb, opts...); err != nil {
 		err = failed(err, "sandbox %q: create", sb.ID)
 		if uncertain(err) {
-			sctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
+			sctx, cancel := undoing(ctx)
 			defer cancel()
 			if serr := failed(controller.Shutdown(sctx, sb.ID), "sandbox %q: undo", sb.ID); !errdefs.IsNotFound(serr) {
 				err = errors.Join(err, serr)
@@ -93,7 +101,11 @@ func (c *client) LoadSandbox(ctx context.Context, id string) (Sandbox, error) {
 }
 
 func (c *client) findSandbox(ctx context.Context, id string) (*sandboxHandle, error) {
-	defer c.lock(sandboxes, id)()
+	unlock, err := c.ids.lock(ctx, key{sandboxes, id})
+	if err != nil {
+		return nil, fmt.Errorf("sandbox: load: %w", err)
+	}
+	defer unlock()
 	sb, err := c.server.SandboxStore().Get(ctx, id)
 	if err = failed(err, "sandbox %q: load", id); errdefs.IsNotFound(err) {
 		_, lerr := c.open(sandboxes, id, (*ledger).containerGone)
@@ -119,16 +131,23 @@ func (s *sandboxHandle) Start(ctx context.Context) error {
 		return err
 	}
 	defer end()
-	s.ledger.sandbox(func(p *process) { p.starting = true })
+	var p *process
+	s.ledger.sandbox(func(current *process) { p = current })
+	before := s.ledger.starting(p)
+	defer s.ledger.returned(p)
+	// Should this program be killed now, the next one asks whether it started.
+	if err := s.ledger.save(); err != nil {
+		return fmt.Errorf("sandbox %q: start: %w", s.ID(), err)
+	}
 	inst, err := s.controller.Start(ctx, s.ID())
 	if err != nil {
 		err = failed(err, "sandbox %q: start", s.ID())
-		if !uncertain(err) {
-			s.ledger.sandbox(func(p *process) { p.starting = false })
+		if !before && !uncertain(err) {
+			s.ledger.idle(p)
 		}
 		return err
 	}
-	s.ledger.sandbox(func(p *process) { p.startedLocked(inst.Pid) })
+	s.ledger.update(func() { p.startedLocked(inst.Pid) })
 	return nil
 }
 
@@ -204,7 +223,11 @@ func (s *sandboxHandle) Shutdown(ctx context.Context) error {
 	if err := failed(s.controller.Shutdown(ctx, s.ID()), "sandbox %q: shutdown", s.ID()); err != nil && !errdefs.IsNotFound(err) {
 		return err
 	}
-	defer s.client.lock(sandboxes, s.ID())()
+	unlock, err := s.client.ids.lock(ctx, key{sandboxes, s.ID()})
+	if err != nil {
+		return fmt.Errorf("sandbox: shutdown: %w", err)
+	}
+	defer unlock()
 	if err := failed(s.client.server.SandboxStore().Delete(ctx, s.ID()), "sandbox %q: delete", s.ID()); err != nil && !errdefs.IsNotFound(err) {
 		return err
 	}
@@ -213,6 +236,9 @@ func (s *sandboxHandle) Shutdown(ctx context.Context) error {
 }
 
 func (s *sandboxHandle) noteExit(ctx context.Context) error {
+	if err := s.client.reconcile(ctx, s.ledger); err != nil {
+		return err
+	}
 	var started bool
 	s.ledger.sandbox(func(p *process) { started = p.started && p.exit == nil })
 	if !started {
@@ -234,6 +260,31 @@ func (s *sandboxHandle) noteExit(ctx context.Context) error {
 
 func (s *sandboxHandle) NewContainer(ctx context.Context, containerID string, spec *specs.Spec, shim string, runtimeOptions any, opts ...containerd.NewContainerOpts) (Container, error) {
 	return s.client.NewContainer(ctx, containerID, spec, shim, runtimeOptions, append(opts, containerd.WithSandbox(s.ID()))...)
+}
+
+// endpoint says where the tasks of a sandbox's containers are served. containerd
+// does not pass the address on, but the sandboxer's own words for it, which have
+// none if containerd knows the way.
+func (c *client) endpoint(ctx context.Context, id string) (containerd.NewTaskOpts, error) {
+	sb, err := c.server.SandboxStore().Get(ctx, id)
+	if err != nil {
+		return nil, failed(err, "sandbox %q", id)
+	}
+	st, err := c.server.SandboxController(sb.Sandboxer).Status(ctx, id, true)
+	if err != nil {
+		return nil, failed(err, "sandbox %q: status", id)
+	}
+	var info struct {
+		Address string `json:"address"`
+		Version uint32 `json:"version"`
+	}
+	if st.Address == "" && json.Unmarshal([]byte(st.Info["info"]), &info) == nil {
+		st.Address, st.Version = info.Address, info.Version
+	}
+	if st.Address == "" {
+		return func(context.Context, *containerd.Client, *containerd.TaskInfo) error { return nil }, nil
+	}
+	return containerd.WithTaskAPIEndpoint(st.Address, st.Version), nil
 }
 
 func statsOf(what any, m *apitypes.Metric) (*Stats, error) {

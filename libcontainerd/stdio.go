@@ -7,65 +7,105 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 
+	tasktypes "github.com/containerd/containerd/api/types/task"
 	"github.com/containerd/containerd/v2/pkg/cio"
 	"github.com/containerd/errdefs"
 )
 
-// stdio makes the FIFOs of a process, in a directory of their own, and lets the
-// engine connect to them.
-func (l *ledger) stdio(processID string, withStdin, terminal bool, attach StdioCallback) (_ cio.IO, _ *stdin, remove func() error, err error) {
-	parent := filepath.Join(l.dir, "io")
-	if err := os.MkdirAll(parent, 0o700); err != nil {
-		return nil, nil, nil, fmt.Errorf("stdio of %q: %w", processID, err)
-	}
-	dir, err := os.MkdirTemp(parent, processID+"@")
-	if err != nil {
-		return nil, nil, nil, fmt.Errorf("stdio of %q: %w", processID, err)
-	}
-	cfg := cio.Config{Terminal: terminal, Stdout: filepath.Join(dir, "stdout")}
-	if withStdin {
-		cfg.Stdin = filepath.Join(dir, "stdin")
-	}
-	if !terminal {
-		cfg.Stderr = filepath.Join(dir, "stderr")
-	}
-	rio, in, err := connect(cfg, attach)
-	if err != nil {
-		return nil, nil, nil, errors.Join(fmt.Errorf("stdio of %q: %w", processID, err), os.RemoveAll(dir))
-	}
-	return rio, in, func() error {
-		rio.Cancel()
-		return errors.Join(rio.Close(), os.RemoveAll(dir))
-	}, nil
+// stdio is what connects the engine to a process.
+type stdio struct {
+	dir string // of the FIFOs; empty if another program made them elsewhere
+	io  cio.IO // nil if this program is not connected
+	in  *stdin
 }
 
-// removeStdio removes the FIFOs of a process, whichever program made them. An id
-// has no character that means something in a pattern.
-func (l *ledger) removeStdio(processID string) error {
-	dirs, err := filepath.Glob(filepath.Join(l.dir, "io", processID+"@*"))
-	for _, dir := range dirs {
-		err = errors.Join(err, os.RemoveAll(dir))
+// stdio makes the FIFOs of a process, in a directory of their own, and lets the
+// engine connect to them.
+func (l *ledger) stdio(processID string, withStdin, terminal bool, attach StdioCallback) (std stdio, err error) {
+	if err := os.MkdirAll(l.stdioDir(), 0o700); err != nil {
+		return stdio{}, fmt.Errorf("stdio of %q: %w", processID, err)
+	}
+	if std.dir, err = os.MkdirTemp(l.stdioDir(), processID+"@"); err != nil {
+		return stdio{}, fmt.Errorf("stdio of %q: %w", processID, err)
+	}
+	cfg := cio.Config{Terminal: terminal, Stdout: filepath.Join(std.dir, "stdout")}
+	if withStdin {
+		cfg.Stdin = filepath.Join(std.dir, "stdin")
+	}
+	if !terminal {
+		cfg.Stderr = filepath.Join(std.dir, "stderr")
+	}
+	if err := std.connect(cfg, attach); err != nil {
+		return stdio{}, errors.Join(fmt.Errorf("stdio of %q: %w", processID, err), os.RemoveAll(std.dir))
+	}
+	return std, nil
+}
+
+func (l *ledger) stdioDir() string { return filepath.Join(l.dir, "io") }
+
+// oldIO is the stdio of a task that an earlier handle was connected to.
+func (l *ledger) oldIO(state *tasktypes.Process) (std stdio) {
+	if dir := filepath.Dir(state.Stdout); filepath.Dir(dir) == l.stdioDir() {
+		std.dir = dir
+	}
+	return std
+}
+
+// discard ends the connection and removes the FIFOs.
+func (std stdio) discard() (err error) {
+	if std.io != nil {
+		std.io.Cancel()
+		err = std.io.Close()
+	}
+	if std.dir != "" {
+		err = errors.Join(err, os.RemoveAll(std.dir))
 	}
 	return err
+}
+
+// takeStdio returns what is left of the stdio of the execs of a run that is over, and
+// of an earlier program's, whose processes are gone with the task as well.
+func (l *ledger) takeStdio(r *run) []string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	dirs := append(r.stdio, l.oldStdio...)
+	r.stdio, l.oldStdio = nil, nil
+	return dirs
+}
+
+// keepStdio has the run's deletion remove what the exec's leaves; dropStdio takes that
+// back.
+func (l *ledger) keepStdio(r *run, std stdio) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	r.stdio = append(r.stdio, std.dir)
+}
+
+func (l *ledger) dropStdio(r *run, std stdio) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	r.stdio = slices.DeleteFunc(r.stdio, func(dir string) bool { return dir == std.dir })
 }
 
 // connect opens the FIFOs, which are made where they are not, and passes them to
 // the engine. They are left when their reader closes them: the process goes on
 // with them until it is deleted.
-func connect(cfg cio.Config, attach StdioCallback) (cio.IO, *stdin, error) {
+func (std *stdio) connect(cfg cio.Config, attach StdioCallback) error {
 	dio, err := cio.NewDirectIO(context.Background(), cio.NewFIFOSet(cfg, nil))
 	if err != nil {
-		return nil, nil, err
+		dio.Cancel()
+		return err
 	}
-	var in *stdin
 	if dio.Stdin != nil {
-		in = &stdin{WriteCloser: dio.Stdin}
-		dio.Stdin = in
+		std.in = &stdin{WriteCloser: dio.Stdin}
+		dio.Stdin = std.in
 	}
+	std.io = dio
 	if attach == nil {
-		return dio, in, nil
+		return nil
 	}
 	rio, err := attach(dio)
 	if err == nil && rio == nil {
@@ -73,9 +113,10 @@ func connect(cfg cio.Config, attach StdioCallback) (cio.IO, *stdin, error) {
 	}
 	if err != nil {
 		dio.Cancel()
-		return nil, nil, errors.Join(err, dio.Close())
+		return errors.Join(err, dio.Close())
 	}
-	return rio, in, nil
+	std.io = rio
+	return nil
 }
 
 // stdin is the engine's end of a process's stdin. Closing it lets the process see

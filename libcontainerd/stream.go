@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strconv"
 	"time"
 
 	apievents "github.com/containerd/containerd/api/events"
@@ -48,7 +49,7 @@ func (c *client) follow(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	of := "namespace==" + c.ns + ",topic"
-	stream, errs := c.server.EventService().Subscribe(ctx, of+"~=|^/tasks/|", of+"~=|^/sandboxes/|", of+"=="+markTopic)
+	stream, errs := c.server.EventService().Subscribe(ctx, of+"~=|^/tasks/|", of+"~=|^/sandboxes/|", of+"=="+strconv.Quote(markTopic))
 	mark := rand.Text()
 	marked := make(chan struct{})
 	if !c.spawn(func(context.Context) { c.mark(ctx, mark, marked) }) {
@@ -56,6 +57,8 @@ func (c *client) follow(ctx context.Context) error {
 	}
 	for seen := false; ; {
 		select {
+		case <-ctx.Done():
+			return ctx.Err()
 		case err := <-errs:
 			if err == nil {
 				err = io.EOF
@@ -146,7 +149,7 @@ func (c *client) applyEvent(v any) error {
 	case *apievents.SandboxCreate:
 		return c.applySandbox(e.SandboxID, func(p *process) { p.added = true })
 	case *apievents.SandboxStart:
-		return c.applySandbox(e.SandboxID, func(p *process) { p.startedLocked(0) })
+		return c.sandboxStarted(e.SandboxID)
 	case *apievents.SandboxExit:
 		return c.applySandbox(e.SandboxID, func(p *process) { p.exitLocked(exitOf(e.ExitStatus, e.ExitedAt)) })
 	}
@@ -160,9 +163,13 @@ func (c *client) applyEvent(v any) error {
 	}
 	switch e := v.(type) {
 	case *apievents.TaskCreate:
-		l.created(e.Pid)
+		if !l.created(e.Pid) {
+			c.ask(l)
+		}
 	case *apievents.TaskStart:
-		l.started(e.Pid)
+		if !l.started(e.Pid) {
+			c.ask(l)
+		}
 	case *apievents.TaskExit:
 		if e.ID == e.ContainerID {
 			l.ended(e.Pid, exitOf(e.ExitStatus, e.ExitedAt))
@@ -171,7 +178,7 @@ func (c *client) applyEvent(v any) error {
 		}
 	case *apievents.TaskDelete:
 		if e.ID == "" || e.ID == e.ContainerID {
-			l.ended(e.Pid, exitOf(e.ExitStatus, e.ExitedAt))
+			l.taskDeleted(e.Pid, exitOf(e.ExitStatus, e.ExitedAt))
 		}
 	case *apievents.TaskExecAdded:
 		l.execAdded(e.ExecID)
@@ -193,6 +200,26 @@ func (c *client) applySandbox(id string, change func(*process)) error {
 		return errIgnored
 	}
 	l.sandbox(change)
+	return nil
+}
+
+// sandboxStarted asks for the pid, which the event does not have, unless a call is
+// about to bring it.
+func (c *client) sandboxStarted(id string) error {
+	l := c.ledger(sandboxes, id)
+	if l == nil {
+		return errIgnored
+	}
+	var known bool
+	l.sandbox(func(p *process) { known = p.calling || p.started })
+	if !known {
+		c.spawn(func(ctx context.Context) {
+			if err := c.reconcile(ctx, l); err != nil {
+				c.log.WithError(err).WithField("sandbox", id).Debug("state not known yet")
+			}
+			l.sandbox(func(p *process) { p.startedLocked(0) }) // whatever the answer was
+		})
+	}
 	return nil
 }
 

@@ -44,11 +44,8 @@ func (t *task) Pause(ctx context.Context) error {
 		return err
 	}
 	defer end()
-	if _, err := t.service().Pause(ctx, &tasks.PauseTaskRequest{ContainerID: t.ledger.id}); err != nil {
-		return failed(err, "%s: pause", t.handle)
-	}
-	t.ledger.paused(true)
-	return nil
+	_, err = t.service().Pause(ctx, &tasks.PauseTaskRequest{ContainerID: t.ledger.id})
+	return failed(err, "%s: pause", t.handle)
 }
 
 func (t *task) Resume(ctx context.Context) error {
@@ -57,11 +54,8 @@ func (t *task) Resume(ctx context.Context) error {
 		return err
 	}
 	defer end()
-	if _, err := t.service().Resume(ctx, &tasks.ResumeTaskRequest{ContainerID: t.ledger.id}); err != nil {
-		return failed(err, "%s: resume", t.handle)
-	}
-	t.ledger.paused(false)
-	return nil
+	_, err = t.service().Resume(ctx, &tasks.ResumeTaskRequest{ContainerID: t.ledger.id})
+	return failed(err, "%s: resume", t.handle)
 }
 
 func (t *task) Stats(ctx context.Context) (*Stats, error) {
@@ -165,7 +159,7 @@ func (t *task) ForceDelete(ctx context.Context) error {
 		return err
 	}
 	defer end()
-	state, err := t.client.state(ctx, t.ledger.id, "")
+	state, err := t.observe(ctx)
 	if errdefs.IsNotFound(err) {
 		return t.forgotten()
 	}
@@ -235,16 +229,17 @@ func (t *task) Exec(ctx context.Context, processID string, spec *specs.Process, 
 		return nil, err
 	}
 	defer t.ledger.returned(p)
-	rio, in, discard, err := t.ledger.stdio(processID, withStdin, spec.Terminal, attachStdio)
+	std, err := t.ledger.stdio(processID, withStdin, spec.Terminal, attachStdio)
 	if err != nil {
 		t.ledger.removed(p)
 		return nil, fmt.Errorf("exec in %s: %w", t.handle, err)
 	}
-	h := newHandle(t.ledger, t.run, p, rio)
+	h := newHandle(t.ledger, t.run, p, std)
 	if err := t.startExec(ctx, h, spec); err != nil {
-		return nil, errors.Join(err, discard())
+		return nil, errors.Join(err, std.discard())
 	}
-	if err := in.ready(h.closeStdin(ctx)); err != nil {
+	t.ledger.keepStdio(t.run, std)
+	if err := std.in.ready(h.closeStdin(ctx)); err != nil {
 		t.client.log.WithError(err).WithField("container", t.ledger.id).WithField("exec", processID).Warn("stdin stays open")
 	}
 	return h, nil
@@ -274,7 +269,7 @@ func (t *task) addExec(ctx context.Context, h *handle, spec *specs.Process) erro
 	if err != nil {
 		return fmt.Errorf("%s: %w: %w", h, errdefs.ErrInvalidArgument, err)
 	}
-	cfg := h.io.Config()
+	cfg := h.stdio.io.Config()
 	req := &tasks.ExecProcessRequest{
 		ContainerID: t.ledger.id, ExecID: h.proc.id, Spec: process,
 		Terminal: cfg.Terminal, Stdin: cfg.Stdin, Stdout: cfg.Stdout, Stderr: cfg.Stderr,
@@ -295,10 +290,14 @@ func (t *task) addExec(ctx context.Context, h *handle, spec *specs.Process) erro
 // undoExec removes an exec that could not be started. One that another program has
 // under the id stays.
 func (t *task) undoExec(ctx context.Context, h *handle, cause error) error {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
+	ctx, cancel := undoing(ctx)
 	defer cancel()
 	if errdefs.IsAlreadyExists(cause) {
-		t.ledger.removed(h.proc)
+		t.ledger.update(func() {
+			if !h.proc.started { // else its events are told as this one's
+				t.ledger.removedLocked(h.proc)
+			}
+		})
 		return nil
 	}
 	state, err := t.client.state(ctx, t.ledger.id, h.proc.id)

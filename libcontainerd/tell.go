@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"runtime/debug"
+	"slices"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -17,7 +18,8 @@ const (
 	giveUp     = time.Minute
 )
 
-// maxUntold is how many events of a container may wait before Exec does, too.
+// maxUntold is how many events of a container may wait before NewTask and Exec do,
+// too.
 const maxUntold = 128
 
 // tellLocked has a goroutine tell what waits; it ends when nothing does.
@@ -42,6 +44,11 @@ func (l *ledger) tell(ctx context.Context) {
 		}
 		n := l.untold[0]
 		l.mu.Unlock()
+		if n.phase == phaseExited {
+			// Should this program be killed before the backend's answer is written
+			// down, the next one tells the same, even if the server has forgotten.
+			l.saveOr("an exit may be told otherwise after a restart")
+		}
 		if !l.deliver(ctx, n) {
 			continue // the client was closed
 		}
@@ -53,24 +60,33 @@ func (l *ledger) tell(ctx context.Context) {
 // is told.
 func (l *ledger) told(n notice) {
 	l.update(func() {
-		l.untold = l.untold[1:]
+		l.untold = slices.Delete(l.untold, 0, 1)
 		if n.proc != nil {
 			n.proc.told = n.phase
+		}
+		switch n.event {
+		case EventPaused, EventResumed:
+			n.run.pausedTold = n.event == EventPaused
 		}
 		if l.room != nil && len(l.untold) <= maxUntold {
 			close(l.room)
 			l.room = nil
 		}
 	})
+	l.saveOr("an event may be told again after a restart")
+}
+
+// saveOr writes the record, or says what that may lead to.
+func (l *ledger) saveOr(danger string) {
 	if err := l.save(); err != nil {
-		l.client.log.WithError(err).WithField("container", l.id).Error("an event may be told again after a restart")
+		l.client.log.WithError(err).WithField("container", l.id).Error(danger)
 	}
 }
 
 // deliver gives the event to the backend until it takes it. False: the client was
 // closed before.
 func (l *ledger) deliver(ctx context.Context, n notice) bool {
-	begin := time.Now()
+	var hopeless time.Time // since when the container is deleted and the backend failed
 	log := l.client.log.WithField("container", l.id).WithField("process", n.info.ProcessID).WithField("event", n.event)
 	for wait := firstRetry; ; wait = min(2*wait, lastRetry) {
 		err := l.client.call(l.id, n)
@@ -80,7 +96,10 @@ func (l *ledger) deliver(ctx context.Context, n notice) bool {
 		l.mu.Lock()
 		deleted := l.deleted
 		l.mu.Unlock()
-		if deleted && time.Since(begin) > giveUp {
+		if deleted && hopeless.IsZero() {
+			hopeless = time.Now()
+		}
+		if deleted && time.Since(hopeless) > giveUp {
 			log.WithError(err).Error("event of a deleted container given up")
 			return true
 		}

@@ -6,7 +6,6 @@ import (
 	"time"
 
 	"github.com/containerd/containerd/api/services/tasks/v1"
-	"github.com/containerd/containerd/v2/core/sandbox"
 	"github.com/containerd/errdefs"
 )
 
@@ -33,8 +32,8 @@ func (l *ledger) watchLocked() {
 
 func (l *ledger) watch(ctx context.Context, r *run, p *process) {
 	wait := retryFirst
-	for first := true; ; first = false {
-		e, err := l.await(ctx, r, p, first)
+	for certain := !p.loaded; ; certain = false {
+		e, err := l.await(ctx, r, p, certain)
 		switch {
 		case err == nil:
 			l.exit(p, e)
@@ -59,27 +58,41 @@ func (l *ledger) watch(ctx context.Context, r *run, p *process) {
 	}
 }
 
-// await asks the server until the process has exited. After a break the container
-// may have another task than the one meant.
-func (l *ledger) await(ctx context.Context, r *run, p *process, first bool) (exit, error) {
+// await asks the server until the process has exited. Unless that is certain, the
+// container may have another task than the one meant, or another exec of the id.
+func (l *ledger) await(ctx context.Context, r *run, p *process, certain bool) (exit, error) {
 	if l.kind == sandboxes {
 		return l.awaitSandbox(ctx)
 	}
-	service := l.client.server.TaskService()
-	if !first {
-		resp, err := service.Get(ctx, &tasks.GetRequest{ContainerID: l.id})
-		if err != nil {
-			return exit{}, failed(err, "container %q: state", l.id)
+	if !certain {
+		if err := l.stillThere(ctx, r.init); err != nil {
+			return exit{}, err
 		}
-		if resp.Process.Pid != 0 && resp.Process.Pid != r.init.pid {
-			return exit{}, fmt.Errorf("container %q has another task: %w", l.id, errdefs.ErrNotFound)
+		if p != r.init {
+			if err := l.stillThere(ctx, p); err != nil {
+				return exit{}, err
+			}
 		}
 	}
-	resp, err := service.Wait(ctx, &tasks.WaitRequest{ContainerID: l.id, ExecID: p.id})
+	resp, err := l.client.server.TaskService().Wait(ctx, &tasks.WaitRequest{ContainerID: l.id, ExecID: p.id})
 	if err != nil {
 		return exit{}, failed(err, "container %q: wait", l.id)
 	}
 	return exit{Code: resp.ExitStatus, At: resp.ExitedAt.AsTime()}, nil
+}
+
+// stillThere: what the server has under the process's id is that process.
+func (l *ledger) stillThere(ctx context.Context, p *process) error {
+	state, err := l.client.state(ctx, l.id, p.id)
+	if err != nil {
+		return err
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if state.Pid != 0 && p.pid != 0 && state.Pid != p.pid {
+		return fmt.Errorf("container %q has another process: %w", l.id, errdefs.ErrNotFound)
+	}
+	return nil
 }
 
 func (l *ledger) awaitSandbox(ctx context.Context) (exit, error) {
@@ -87,8 +100,8 @@ func (l *ledger) awaitSandbox(ctx context.Context) (exit, error) {
 	if err != nil {
 		return exit{}, failed(err, "sandbox %q", l.id)
 	}
-	var st sandbox.ExitStatus
-	if st, err = l.client.server.SandboxController(sb.Sandboxer).Wait(ctx, l.id); err != nil {
+	st, err := l.client.server.SandboxController(sb.Sandboxer).Wait(ctx, l.id)
+	if err != nil {
 		return exit{}, failed(err, "sandbox %q: wait", l.id)
 	}
 	return exit{Code: st.ExitStatus, At: st.ExitedAt}, nil

@@ -1,0 +1,154 @@
+package libcontainerd_test
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log"
+	"os"
+	"strings"
+	"syscall"
+	"testing"
+
+	containerd "github.com/containerd/containerd/v2/client"
+	"github.com/containerd/containerd/v2/core/containers"
+	"github.com/containerd/containerd/v2/pkg/cio"
+	"github.com/containerd/containerd/v2/pkg/namespaces"
+	"github.com/containerd/containerd/v2/pkg/oci"
+	"github.com/opencontainers/runtime-spec/specs-go"
+
+	"caisson/libcontainerd"
+)
+
+// engine is told what happens to its containers.
+type engine struct{ exits chan libcontainerd.EventInfo }
+
+func (e *engine) ProcessEvent(id string, event libcontainerd.EventType, ei libcontainerd.EventInfo) error {
+	if event == libcontainerd.EventExit {
+		e.exits <- ei
+	}
+	return nil // had it been an error, the event would come again
+}
+
+// open is what an engine does when it starts, again or for the first time.
+func (e *engine) open(ctx context.Context, address, stateDir string) (*containerd.Client, libcontainerd.Client, error) {
+	conn, err := containerd.New(address)
+	if err != nil {
+		return nil, nil, err
+	}
+	lib, err := libcontainerd.New(ctx, conn, libcontainerd.Options{Namespace: "engine", StateDir: stateDir, Backend: e})
+	return conn, lib, err
+}
+
+// output passes on what a process writes.
+func output(dio *cio.DirectIO) (cio.IO, error) {
+	for from, to := range map[io.Reader]io.Writer{dio.Stdout: os.Stdout, dio.Stderr: os.Stderr} {
+		go io.Copy(to, from) // ends with the process
+	}
+	return dio, nil
+}
+
+// run runs a container of an image, restarts the engine meanwhile, and says how the
+// container ended.
+func run(ctx context.Context, address, stateDir, image, runtime string) (err error) {
+	e := &engine{exits: make(chan libcontainerd.EventInfo, 2)}
+	conn, lib, err := e.open(ctx, address, stateDir)
+	if err != nil {
+		return err
+	}
+	ctx = namespaces.WithNamespace(ctx, "engine") // for containerd's own client
+	img, err := conn.GetImage(ctx, image)
+	if err != nil {
+		return err
+	}
+	script := `trap 'echo bye; exit 7' TERM; echo hello; while :; do sleep 0.1; done`
+	spec, err := oci.GenerateSpec(ctx, conn, &containers.Container{ID: "web"}, oci.WithProcessArgs("/bin/sh", "-c", script))
+	if err != nil {
+		return err
+	}
+	ctr, err := lib.NewContainer(ctx, "web", spec, runtime, nil, containerd.WithNewSnapshot("web", img))
+	if err != nil {
+		return err
+	}
+	ready := make(chan string, 1)
+	task, err := ctr.Start(ctx, "", false, func(dio *cio.DirectIO) (cio.IO, error) {
+		go func() {
+			line, _ := bufio.NewReader(dio.Stdout).ReadString('\n')
+			ready <- line
+		}()
+		return dio, nil
+	})
+	if err != nil {
+		return err
+	}
+	fmt.Print("the container says ", <-ready)
+
+	process := &specs.Process{Args: []string{"/bin/sh", "-c", "exit 3"}, Cwd: "/"}
+	if _, err := task.Exec(ctx, "job", process, false, output); err != nil {
+		return err
+	}
+	job := <-e.exits
+	fmt.Println(job.ProcessID, "ended with", job.ExitCode)
+
+	// The engine is restarted; the container runs on.
+	if err := errors.Join(lib.Close(), conn.Close()); err != nil {
+		return err
+	}
+	if conn, lib, err = e.open(ctx, address, stateDir); err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, lib.Close(), conn.Close()) }()
+	if ctr, err = lib.LoadContainer(ctx, "web"); err != nil {
+		return err
+	}
+	if task, err = ctr.AttachTask(ctx, output); err != nil {
+		return err
+	}
+	if err := task.Kill(ctx, syscall.SIGTERM); err != nil {
+		return err
+	}
+	exit := <-e.exits // had it come while the engine was away, it would be told now
+	fmt.Println(exit.ProcessID, "ended with", exit.ExitCode)
+	if _, err := task.Delete(ctx); err != nil {
+		return err
+	}
+	return ctr.Delete(ctx)
+}
+
+func Example() {
+	err := run(context.Background(), "/run/containerd/containerd.sock", "/run/engine", "docker.io/library/busybox:latest", "io.containerd.runc.v2")
+	if err != nil {
+		log.Fatal(err)
+	}
+}
+
+// TestExample runs the example on a real server; test/libcontainerd calls it with
+// the address, the state directory, the image and the runtime.
+func TestExample(t *testing.T) {
+	args := strings.Fields(os.Getenv("CAISSON_TEST_EXAMPLE"))
+	if len(args) != 4 {
+		t.Skip("left out: it needs a server; make test-libcontainerd runs it")
+	}
+	if err := run(t.Context(), args[0], args[1], args[2], args[3]); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestExampleIsInTheDocs: the guide quotes the example.
+func TestExampleIsInTheDocs(t *testing.T) {
+	source, err := os.ReadFile("example_test.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	guide, err := os.ReadFile("../docs/libcontainerd.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, example, _ := strings.Cut(string(source), "\n// engine is told")
+	example, _, found := strings.Cut("// engine is told"+example, "\nfunc Example()")
+	if !found || !strings.Contains(string(guide), "```go\n"+example+"```\n") {
+		t.Error("docs/libcontainerd.md does not quote the example")
+	}
+}
