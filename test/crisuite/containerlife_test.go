@@ -16,7 +16,7 @@ func TestContainerLife(t *testing.T) {
 	each(t, func(t *testing.T, s *server) {
 		p := s.pod()
 		before := time.Now().UnixNano()
-		id := p.create("life", "trap 'exit 7' TERM; while :; do sleep 1000 & wait; done", func(cfg *runtime.ContainerConfig) {
+		id := p.create("life", "trap 'exit 7' TERM; echo ready; while :; do sleep 1000 & wait; done", func(cfg *runtime.ContainerConfig) {
 			cfg.Metadata.Attempt = 2
 			cfg.Labels = map[string]string{"app": "life"}
 			cfg.Annotations = map[string]string{"note": "with\nlines"}
@@ -36,6 +36,7 @@ func TestContainerLife(t *testing.T) {
 		got = s.status(id)
 		want.State, want.StartedAt = stateRunning, got.StartedAt
 		equal(t, "running container", want, got)
+		p.awaitLog("life.log", "ready") // until the trap is there, process 1 ignores the signal
 		twice(s, s.StopContainer, &runtime.StopContainerRequest{ContainerId: id, Timeout: 30})
 		got = s.status(id)
 		want.State, want.FinishedAt, want.ExitCode, want.Reason = stateExited, got.FinishedAt, 7, "Error"

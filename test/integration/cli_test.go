@@ -78,7 +78,7 @@ func TestCLITerminal(t *testing.T) {
 
 func TestCLIContainer(t *testing.T) {
 	h := harness.Start(t, daemon.Options{})
-	h.Caisson("run", "-d", "--name", "web", harness.Image, "sh", "-c", "echo started; trap 'echo asked to stop; exit 8' TERM; while :; do sleep 1 & wait $!; done")
+	h.Caisson("run", "-d", "--name", "web", harness.Image, "sh", "-c", "trap 'echo asked to stop; exit 8' TERM; echo started; while :; do sleep 1 & wait $!; done")
 	if out := h.Caisson("ps"); !strings.Contains(out, "web") || !strings.Contains(out, "running") {
 		t.Errorf("ps:\n%s", out)
 	}
