@@ -3,6 +3,7 @@ package main
 import (
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -84,5 +85,33 @@ func TestCompare(t *testing.T) {
 	}
 	if err := compare(&strings.Builder{}, nil, []suite{{SpecReports: reference}}, false); err == nil {
 		t.Error("compared with an empty report")
+	}
+}
+
+// TestTable has a row for each spec that any run ran.
+func TestTable(t *testing.T) {
+	dir := t.TempDir()
+	var paths []string
+	for name, report := range map[string]string{
+		"a": `[{"SpecReports": [{"LeafNodeType": "It", "LeafNodeText": "good|bad", "State": "passed"}]}]`,
+		"b": `[{"SpecReports": [{"LeafNodeType": "It", "LeafNodeText": "other", "State": "skipped", "Failure": {"Message": "why"}}]}]`,
+	} {
+		path := filepath.Join(dir, name, "report.json")
+		if err := os.Mkdir(filepath.Dir(path), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, []byte(report), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		paths = append(paths, path)
+	}
+	slices.Sort(paths)
+	var out strings.Builder
+	if err := printTable(&out, paths); err != nil {
+		t.Fatal(err)
+	}
+	want := "| spec | a | b |\n| --- | --- | --- |\n| good\\|bad | passed | not run |\n| other | not run | skipped |\n"
+	if out.String() != want {
+		t.Errorf("got\n%s\nwant\n%s", out.String(), want)
 	}
 }

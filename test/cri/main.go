@@ -49,10 +49,18 @@ func main() {
 	flag.StringVar(&o.engine, "engine", daemon.EngineEmbedded, "stock for an unmodified containerd beside caissond; shim for one that has the shim binary only")
 	flag.StringVar(&o.handler, "handler", "caisson", "CRI's name of the runtime; runc for the reference, which wants containerd-shim-runc-v2 in PATH")
 	flag.StringVar(&o.reference, "compare", "", "report.json of another run: fail if a spec fails that did not there, instead of if one fails")
+	table := flag.Bool("table", false, "run nothing: print a table of the report.json that are the arguments")
 	flag.StringVar(&o.focus, "focus", "", "run only specs that match this regular expression")
 	flag.StringVar(&o.skip, "skip", "", "leave out specs that match this regular expression")
 	flag.DurationVar(&o.limit, "limit", 15*time.Minute, "how long critest may take")
 	flag.Parse()
+	if *table {
+		if err := printTable(os.Stdout, flag.Args()); err != nil {
+			fmt.Fprintln(os.Stderr, "test-cri: FAILED:", err)
+			os.Exit(1)
+		}
+		return
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	if err := start(ctx, o); err != nil {
