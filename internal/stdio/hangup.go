@@ -16,6 +16,7 @@ import (
 type Hangup struct {
 	watch *os.File
 	done  chan struct{}
+	seen  bool // set before done is closed
 	close func() error
 }
 
@@ -57,7 +58,32 @@ func WatchStdin(cfg Config) (*Hangup, error) {
 func (h *Hangup) wait() {
 	defer close(h.done)
 	var event [unix.SizeofInotifyEvent + unix.NAME_MAX + 1]byte
-	_, _ = h.watch.Read(event[:]) // fails only when it is closed
+	_, err := h.watch.Read(event[:])
+	h.seen = err == nil // it fails only when it is closed
+}
+
+// Stop ends the watch as Close does, and tells whether a client has closed its end
+// before.
+func (h *Hangup) Stop() (bool, error) {
+	pending, err := readable(h.watch)
+	err = errors.Join(err, h.Close())
+	return pending || h.seen, err
+}
+
+// readable looks whether there is something that was not read yet.
+func readable(f *os.File) (bool, error) {
+	conn, err := f.SyscallConn()
+	if err != nil {
+		return false, err
+	}
+	var n int
+	var perr error
+	if err := conn.Control(func(fd uintptr) {
+		n, perr = unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0)
+	}); errors.Is(err, os.ErrClosed) {
+		return false, nil
+	}
+	return n > 0, perr
 }
 
 // Done is closed when a client has closed its end, or by Close.

@@ -90,3 +90,36 @@ func TestHangupCloseEndsTheWatch(t *testing.T) {
 		}
 	}
 }
+
+// Stop knows of an end that nobody has come round to notice, and of none else.
+func TestHangupStop(t *testing.T) {
+	for _, closed := range []bool{false, true} {
+		for range 100 {
+			path := filepath.Join(t.TempDir(), "stdin")
+			if err := unix.Mkfifo(path, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			h, err := WatchStdin(Config{Stdin: path})
+			if err != nil {
+				t.Fatal(err)
+			}
+			client, err := os.OpenFile(path, os.O_RDWR, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if closed {
+				if err := client.Close(); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if seen, err := h.Stop(); err != nil || seen != closed {
+				t.Fatalf("closed=%t: %t, %v", closed, seen, err)
+			}
+			if !closed {
+				if err := client.Close(); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+	}
+}

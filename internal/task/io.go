@@ -87,9 +87,8 @@ func (p *process) openIO(ctx context.Context, host isolation.Host) (_ *processIO
 	return io, nil
 }
 
-// watchStdin waits for the client to close its end, if that means anything:
-// CRI opens a container's stdin again after a restart. It never comes back for
-// an exec's.
+// watchStdin waits for the client to close its end, if that means anything: CRI
+// says itself when stdin is closed.
 func (p *process) watchStdin(cfg stdio.Config) (*stdio.Hangup, error) {
 	if p.execID == "" && p.c.set.cfg.StdinStays() {
 		return nil, nil
@@ -97,9 +96,26 @@ func (p *process) watchStdin(cfg stdio.Config) (*stdio.Hangup, error) {
 	return stdio.WatchStdin(cfg)
 }
 
-// onHangup closes the process's input when its client closes it. Most clients
-// say so with CloseIO; ctr, which may miss the moment for that, and clients that
-// die do not. h may be nil.
+// settleStdin ends the watch of a container's stdin when it starts. A client that
+// closed its end before has no more input; ctr may miss the moment to say so. One
+// that closes it later says so with CloseIO, or has ended and opens it again when it
+// is back, as an engine does after its restart. It never comes back for an exec's.
+func (p *process) settleStdin(ctx context.Context) error {
+	p.mu.Lock()
+	h := p.hangup
+	p.hangup = nil
+	p.mu.Unlock()
+	if h == nil {
+		return nil
+	}
+	closed, err := h.Stop()
+	if closed {
+		err = errors.Join(err, p.closeStdin(ctx))
+	}
+	return err
+}
+
+// onHangup closes the process's input when its client closes it. h may be nil.
 func (p *process) onHangup(h *stdio.Hangup) {
 	if h == nil {
 		return

@@ -291,11 +291,13 @@ func (p *process) resume(ctx context.Context, alive map[uint64]monitor.Record) {
 		log.G(ctx).WithField("process", p.String()).Warn("ended while nobody watched")
 		p.ended(monitor.Exit{Process: monitor.Process{Serial: rec.Serial, Pid: rec.Pid}, Status: unknownExit << 8, ExitedAt: time.Now()})
 	default:
-		hangup, err := p.watchStdin(rec.Stdio)
-		if err != nil {
-			log.G(ctx).WithError(err).Warn("stdin of a loaded process")
+		if p.execID != "" || rec.State == Created {
+			hangup, err := p.watchStdin(rec.Stdio)
+			if err != nil {
+				log.G(ctx).WithError(err).Warn("stdin of a loaded process")
+			}
+			p.onHangup(hangup)
 		}
-		p.onHangup(hangup)
 		if !rec.Stdio.Terminal {
 			return
 		}

@@ -39,7 +39,10 @@ func (s *Set) Start(ctx context.Context, id, execID string) (int, error) {
 
 func (p *process) startInit(ctx context.Context) (int, error) {
 	c := p.c
-	var err error
+	err := p.settleStdin(ctx)
+	if err != nil {
+		log.G(ctx).WithError(err).Warn("stdin of a process that starts")
+	}
 	if c.Restore != nil {
 		if err = c.launch(ctx, p, Running, c.restoreArgs); err != nil {
 			err = errors.Join(err, c.Runtime.Delete(context.WithoutCancel(ctx), c.ID, c.file("undo.log"), true))
