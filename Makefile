@@ -1,6 +1,8 @@
 # make demo   runs two containers in one sandbox and shows what they printed
 # make test   unit and integration tests (root)
 # make build  leaves the binaries in bin/
+# make test-libcontainerd   the library's suite and two minutes of its soak, on three servers (root)
+# make soak   its soak alone: SOAK='-soak 1h -seed 7 -server runc' (root)
 # make test-cri CRITEST=path   Kubernetes' conformance suite for the CRI (root)
 # make test-containerd-versions   a smoke test of other versions of containerd (root)
 # make test-kubernetes   a real Kubernetes, with static pods and an API server (root; its first build takes minutes)
@@ -17,7 +19,7 @@ GOBUILD := CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)'
 
 SHIM    := bin/containerd-shim-caisson-v2
 
-.PHONY: build deps monitor shim daemon cli ctr test lint proto demo test-cri test-containerd-versions test-kubernetes test-vm test-vm-cri clean
+.PHONY: build deps monitor shim daemon cli ctr test lint proto demo test-libcontainerd soak test-cri test-containerd-versions test-kubernetes test-vm test-vm-cri clean
 
 build: daemon cli shim
 
@@ -60,6 +62,20 @@ proto:
 demo: deps
 	@$(MAKE) --no-print-directory build
 	@CGO_ENABLED=0 $(GO) run ./test/demo
+
+# What goes wrong in the soak is kept in build/soak.
+test-libcontainerd: deps
+	@$(MAKE) --no-print-directory build ctr
+	@mkdir -p build/soak
+	CGO_ENABLED=1 $(GO) test -race -count=1 -timeout 20m -parallel 6 -v ./test/libcontainerd -args -soak 2m -logs $(abspath build/soak)
+
+# SOAK are flags: -soak how long, all servers together; -seed what it decides by;
+# -server the only one.
+SOAK ?= -soak 10m
+soak: deps
+	@$(MAKE) --no-print-directory build ctr
+	@mkdir -p build/soak
+	CGO_ENABLED=0 $(GO) test -count=1 -timeout 0 -v -run TestSoak ./test/libcontainerd -args -logs $(abspath build/soak) $(SOAK)
 
 # CRITEST is critest's binary, which is no part of this module. CRIFLAGS go to
 # test/cri, for example: CRIFLAGS='-focus UserNamespaces'.

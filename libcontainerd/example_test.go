@@ -23,7 +23,11 @@ import (
 )
 
 // engine is told what happens to its containers.
-type engine struct{ exits chan libcontainerd.EventInfo }
+type engine struct {
+	address, namespace, stateDir string
+
+	exits chan libcontainerd.EventInfo
+}
 
 func (e *engine) ProcessEvent(id string, event libcontainerd.EventType, ei libcontainerd.EventInfo) error {
 	if event == libcontainerd.EventExit {
@@ -33,12 +37,12 @@ func (e *engine) ProcessEvent(id string, event libcontainerd.EventType, ei libco
 }
 
 // open is what an engine does when it starts, again or for the first time.
-func (e *engine) open(ctx context.Context, address, stateDir string) (*containerd.Client, libcontainerd.Client, error) {
-	conn, err := containerd.New(address)
+func (e *engine) open(ctx context.Context) (*containerd.Client, libcontainerd.Client, error) {
+	conn, err := containerd.New(e.address)
 	if err != nil {
 		return nil, nil, err
 	}
-	lib, err := libcontainerd.New(ctx, conn, libcontainerd.Options{Namespace: "engine", StateDir: stateDir, Backend: e})
+	lib, err := libcontainerd.New(ctx, conn, libcontainerd.Options{Namespace: e.namespace, StateDir: e.stateDir, Backend: e})
 	return conn, lib, err
 }
 
@@ -52,13 +56,12 @@ func output(dio *cio.DirectIO) (cio.IO, error) {
 
 // run runs a container of an image, restarts the engine meanwhile, and says how the
 // container ended.
-func run(ctx context.Context, address, stateDir, image, runtime string) (err error) {
-	e := &engine{exits: make(chan libcontainerd.EventInfo, 2)}
-	conn, lib, err := e.open(ctx, address, stateDir)
+func (e *engine) run(ctx context.Context, image, runtime string) (err error) {
+	conn, lib, err := e.open(ctx)
 	if err != nil {
 		return err
 	}
-	ctx = namespaces.WithNamespace(ctx, "engine") // for containerd's own client
+	ctx = namespaces.WithNamespace(ctx, e.namespace) // for containerd's own client
 	img, err := conn.GetImage(ctx, image)
 	if err != nil {
 		return err
@@ -96,7 +99,7 @@ func run(ctx context.Context, address, stateDir, image, runtime string) (err err
 	if err := errors.Join(lib.Close(), conn.Close()); err != nil {
 		return err
 	}
-	if conn, lib, err = e.open(ctx, address, stateDir); err != nil {
+	if conn, lib, err = e.open(ctx); err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, lib.Close(), conn.Close()) }()
@@ -118,20 +121,24 @@ func run(ctx context.Context, address, stateDir, image, runtime string) (err err
 }
 
 func Example() {
-	err := run(context.Background(), "/run/containerd/containerd.sock", "/run/engine", "docker.io/library/busybox:latest", "io.containerd.runc.v2")
-	if err != nil {
+	e := &engine{
+		address: "/run/containerd/containerd.sock", namespace: "engine", stateDir: "/run/engine",
+		exits: make(chan libcontainerd.EventInfo, 1),
+	}
+	if err := e.run(context.Background(), "docker.io/library/busybox:latest", "io.containerd.runc.v2"); err != nil {
 		log.Fatal(err)
 	}
 }
 
 // TestExample runs the example on a real server; test/libcontainerd calls it with
-// the address, the state directory, the image and the runtime.
+// the address, the namespace, the state directory, the image and the runtime.
 func TestExample(t *testing.T) {
 	args := strings.Fields(os.Getenv("CAISSON_TEST_EXAMPLE"))
-	if len(args) != 4 {
+	if len(args) != 5 {
 		t.Skip("left out: it needs a server; make test-libcontainerd runs it")
 	}
-	if err := run(t.Context(), args[0], args[1], args[2], args[3]); err != nil {
+	e := &engine{address: args[0], namespace: args[1], stateDir: args[2], exits: make(chan libcontainerd.EventInfo, 1)}
+	if err := e.run(t.Context(), args[3], args[4]); err != nil {
 		t.Fatal(err)
 	}
 }

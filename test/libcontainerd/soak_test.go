@@ -1,0 +1,438 @@
+package libcontainerd
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	containerd "github.com/containerd/containerd/v2/client"
+	"github.com/containerd/errdefs"
+
+	"caisson/libcontainerd"
+	"caisson/libcontainerd/eventtest"
+	"caisson/test/daemon"
+	"caisson/test/harness"
+)
+
+// The soak's flags.
+var (
+	soakTime   = flag.Duration("soak", 15*time.Second, "how long TestSoak takes, all servers together")
+	soakSeed   = flag.Uint64("seed", 0, "seed of TestSoak's decisions; one of its own if 0")
+	soakServer = flag.String("server", "", "name of the only server of TestSoak")
+	soakLogs   = flag.String("logs", "", "directory for the log of a soak that fails; the system's for temporary files if empty")
+)
+
+const (
+	soakWorkers = 8
+	// soakWait is how long an event may take, servers being restarted.
+	soakWait = 90 * time.Second
+)
+
+// TestSoak churns containers and execs on eight workers while the server is killed
+// and told to stop, connections are cut, the program restarts and its backend
+// fails. Then every event must keep the guarantee, every exit must have its code,
+// and nothing may be left. What each worker does, and what happens around them, is
+// decided by the seed alone.
+func TestSoak(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("needs root")
+	}
+	seed := *soakSeed
+	if seed == 0 {
+		seed = rand.Uint64()
+	}
+	var chosen []place
+	for _, p := range places {
+		if *soakServer == p.Name || *soakServer == "" && !p.sandbox {
+			chosen = append(chosen, p)
+		}
+	}
+	if len(chosen) == 0 {
+		t.Fatalf("there is no server %q", *soakServer)
+	}
+	for _, p := range chosen {
+		t.Run(p.Name, func(t *testing.T) {
+			t.Logf("repeat with: -seed %d -server %q", seed, p.Name)
+			h := harness.Start(t, daemon.Options{Engine: p.engine})
+			k := newSoak(t, &server{Host: h, place: p, t: t}, seed)
+			k.run(*soakTime / time.Duration(len(chosen)))
+		})
+	}
+}
+
+// soak is one run on one server.
+type soak struct {
+	s     *server
+	t     *testing.T
+	seed  uint64
+	dir   string
+	root  string // what all containers have as their root, read-only
+	proxy *proxy
+	log   *eventtest.Log
+	book  book
+	other *containerd.Client // of a program that does not use the library
+	out   *os.File           // what the library logs
+
+	lives, finished, starts, breaks atomic.Int64
+
+	mu      sync.Mutex // guards those below
+	alive   map[string]bool
+	program *program
+	exits   map[string]bool // that were told
+	away    []outage
+	changed chan struct{}
+}
+
+func (k *soak) run(length time.Duration) {
+	ctx, cancel := context.WithTimeout(context.Background(), length)
+	defer cancel()
+	k.open()
+	var workers, chaos sync.WaitGroup
+	for i := range soakWorkers {
+		workers.Go(func() { k.work(ctx, i) })
+	}
+	calm := make(chan struct{})
+	chaos.Go(func() { k.disturb(ctx) })
+	go func() {
+		chaos.Wait()
+		close(calm)
+	}()
+	workers.Wait()
+	<-calm
+	if err := daemon.Poll(context.Background(), soakWait, func() error { return nothingLeft(k.dir) }); err != nil {
+		k.t.Error(err)
+	}
+	k.closeProgram()
+	events := k.log.Events("")
+	if err := errors.Join(k.log.Check(true), k.book.check(events, k.excused)); err != nil {
+		k.t.Error(err)
+	}
+	k.t.Logf("%d containers, %d of them undisturbed to their end, %d processes started, %d events, %d disturbances",
+		k.lives.Load(), k.finished.Load(), k.starts.Load(), len(events), k.breaks.Load())
+	if k.finished.Load() < soakWorkers || k.breaks.Load() < 2 {
+		k.t.Error("that is too little to tell anything")
+	}
+	if k.t.Failed() {
+		k.write()
+	}
+}
+
+// write keeps the logs of a run that failed.
+func (k *soak) write() {
+	f, err := os.CreateTemp(*soakLogs, "soak-*.jsonl")
+	if err != nil {
+		k.t.Error(err)
+		return
+	}
+	_, err = k.log.WriteTo(f)
+	out, rerr := os.ReadFile(k.out.Name())
+	if err = errors.Join(err, f.Close(), rerr, os.WriteFile(f.Name()+".log", out, 0o600)); err != nil {
+		k.t.Error(err)
+	}
+	k.t.Errorf("seed %d: the events are in %s, the library's log is in %[2]s.log", k.seed, f.Name())
+}
+
+// outage is when the server was away, and some time for what it does when it comes
+// back.
+type outage struct{ from, to time.Time }
+
+func (k *soak) outage(end func() error) error {
+	o := outage{from: time.Now()}
+	err := errors.Join(end(), k.s.again())
+	o.to = time.Now().Add(10 * time.Second)
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.away = append(k.away, o)
+	return err
+}
+
+// excused: containerd, when it starts, throws the task of a runc whose processes
+// have all ended away and tells 137 itself; their exit is gone.
+func (k *soak) excused(e eventtest.Event) bool {
+	if k.s.runtime != runcRuntime || e.Info.ProcessID != e.ID || e.Info.ExitCode != 137 && !errdefs.IsDataLoss(e.Info.Error) {
+		return false
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return slices.ContainsFunc(k.away, func(o outage) bool { return e.Info.ExitedAt.After(o.from) && e.Info.ExitedAt.Before(o.to) })
+}
+
+// plan is what a worker does with a container. It is made of the seed before
+// anything happens.
+type plan struct {
+	id    string
+	end   ending
+	execs []execPlan
+	pause bool
+}
+
+type ending string
+
+const (
+	byItself ending = "by itself" // at once or soon, with its code
+	byTerm   ending = "by term"   // told to, with its code
+	byKill   ending = "by kill"
+	byForce  ending = "by force" // with ForceDelete, whatever runs
+)
+
+type execPlan struct {
+	id     string
+	millis int
+	end    ending
+	others bool // started by another program
+}
+
+func (k *soak) rand(of ...uint64) *rand.Rand {
+	stream := uint64(0x9e3779b97f4a7c15)
+	for _, n := range of {
+		stream = stream*31 + n
+	}
+	return rand.New(rand.NewPCG(k.seed, stream))
+}
+
+func (k *soak) plan(worker, n int) plan {
+	r := k.rand(uint64(worker), uint64(n))
+	// Ids are used again soon after their container went.
+	p := plan{id: fmt.Sprintf("w%d-%d", worker, n%3), pause: r.IntN(8) == 0}
+	p.end = []ending{byItself, byTerm, byTerm, byTerm, byKill, byForce}[r.IntN(6)]
+	if p.end == byItself {
+		return p
+	}
+	for i := range r.IntN(5) {
+		x := execPlan{id: fmt.Sprintf("x%d", i%3), millis: r.IntN(60), end: byItself, others: r.IntN(6) == 0}
+		switch r.IntN(6) {
+		case 0:
+			x.end = byKill
+		case 1:
+			x.end = byForce // with its container
+		}
+		if x.end != byItself || x.others {
+			x.id = fmt.Sprintf("y%d", i)
+		}
+		p.execs = append(p.execs, x)
+	}
+	return p
+}
+
+// code is of the process, whatever happens.
+func (k *soak) code(id, exec string) uint32 {
+	r := k.rand(3, hash(id), hash(exec))
+	return uint32(1 + r.IntN(120))
+}
+
+func hash(s string) (h uint64) {
+	for _, c := range s {
+		h = h*131 + uint64(c)
+	}
+	return h
+}
+
+// work does one plan after another until the time is over, and ends what it began.
+func (k *soak) work(ctx context.Context, worker int) {
+	for n := 0; ctx.Err() == nil; n++ {
+		k.lives.Add(1)
+		if !k.live(k.plan(worker, n)) {
+			return
+		}
+	}
+}
+
+// live is the life of a container. What fails because something is broken around it
+// ends the life early; that the container can be removed in the end is certain.
+func (k *soak) live(p plan) bool {
+	w := &life{k: k, plan: p}
+	k.setAlive(p.id, true)
+	err := w.through()
+	if err == nil {
+		k.finished.Add(1)
+	} else if cerr := classed(err); cerr != nil {
+		k.t.Errorf("%s: %v", p.id, cerr)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), soakWait)
+	defer cancel()
+	if rerr := w.remove(ctx); rerr != nil {
+		k.t.Errorf("%s cannot be removed after %v: %v", p.id, err, rerr)
+		return false
+	}
+	k.setAlive(p.id, false)
+	return true
+}
+
+// retry repeats a step that failed because something was broken.
+func retry(ctx context.Context, f func() error) error {
+	return daemon.Poll(ctx, soakWait, f)
+}
+
+// disturb breaks what can be broken until the time is over, and leaves all whole.
+func (k *soak) disturb(ctx context.Context) {
+	r := k.rand(1 << 32)
+	for {
+		wait := time.Duration(200+r.IntN(1500)) * time.Millisecond
+		what := r.IntN(10)
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(wait):
+		}
+		k.breaks.Add(1)
+		var err error
+		switch {
+		case what < 2:
+			err = k.outage(k.s.kill)
+		case what < 3:
+			err = k.outage(k.s.term)
+		case what < 7:
+			k.proxy.cut()
+		default:
+			k.restart()
+		}
+		if err != nil {
+			k.t.Errorf("disturbance %d: %v", what, err)
+			return
+		}
+	}
+}
+
+// book has what is known of processes from the calls that were made.
+type book struct {
+	mu    sync.Mutex
+	kinds map[string]*entry
+}
+
+type entry struct {
+	code     uint32
+	killed   bool // its code may be 137
+	lost     bool // another program may have deleted it
+	started  int  // successful starts
+	attempts int
+}
+
+func name(id, exec string) string { return id + "/" + exec }
+
+func (b *book) note(id, exec string, change func(*entry)) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.kinds == nil {
+		b.kinds = map[string]*entry{}
+	}
+	e := b.kinds[name(id, exec)]
+	if e == nil {
+		e = &entry{}
+		b.kinds[name(id, exec)] = e
+	}
+	change(e)
+}
+
+// check compares the exits that were told with what is known.
+func (b *book) check(events []eventtest.Event, excused func(eventtest.Event) bool) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	var errs []error
+	exits := map[string]int{}
+	for _, e := range events {
+		if e.Type != libcontainerd.EventExit {
+			continue
+		}
+		exec := e.Info.ProcessID
+		if exec == e.ID {
+			exec = ""
+		}
+		entry := b.kinds[name(e.ID, exec)]
+		if entry == nil {
+			errs = append(errs, fmt.Errorf("%s: nobody asked for that process", e))
+			continue
+		}
+		exits[name(e.ID, exec)]++
+		killed := entry.killed && e.Info.ExitCode == 137 && e.Info.Error == nil
+		lost := entry.lost && errdefs.IsDataLoss(e.Info.Error)
+		if !killed && !lost && !excused(e) && (e.Info.ExitCode != entry.code || e.Info.Error != nil) {
+			errs = append(errs, fmt.Errorf("%s: the code is %d (killed=%t)", e, entry.code, entry.killed))
+		}
+		if at := e.Info.ExitedAt; time.Since(at) > time.Hour || time.Until(at) > time.Second {
+			errs = append(errs, fmt.Errorf("%s: the time is wrong", e))
+		}
+	}
+	for n, entry := range b.kinds {
+		if exits[n] < entry.started || exits[n] > entry.attempts {
+			errs = append(errs, fmt.Errorf("%s: %d exits were told of %d starts that succeeded and %d in all", n, exits[n], entry.started, entry.attempts))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func newSoak(t *testing.T, s *server, seed uint64) *soak {
+	k := &soak{
+		s: s, t: t, seed: seed, dir: filepath.Join(s.Dir, "soak"), root: filepath.Join(s.Dir, "soakroot"), proxy: newProxy(t, s.Address),
+		other: s.Client(""), alive: map[string]bool{}, exits: map[string]bool{}, changed: make(chan struct{}),
+	}
+	makeRoot(t, k.root)
+	var err error
+	if k.out, err = os.Create(filepath.Join(s.Dir, "library.log")); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = k.out.Close() })
+	var mu sync.Mutex
+	moods := k.rand(1 << 33)
+	k.log = &eventtest.Log{Next: backendFunc(func(string, libcontainerd.EventType, libcontainerd.EventInfo) error {
+		mu.Lock()
+		mood := moods.IntN(60)
+		mu.Unlock()
+		switch mood {
+		case 0:
+			return errors.New("not now")
+		case 1:
+			panic("a bug of the engine")
+		}
+		return nil
+	})}
+	return k
+}
+
+// ProcessEvent keeps the event, and wakes up who waits for an exit.
+func (k *soak) ProcessEvent(id string, event libcontainerd.EventType, ei libcontainerd.EventInfo) error {
+	if err := k.log.ProcessEvent(id, event, ei); err != nil || event != libcontainerd.EventExit {
+		return err
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.exits[exitKey(id, ei.ProcessID, ei.Pid)] = true
+	close(k.changed)
+	k.changed = make(chan struct{})
+	return nil
+}
+
+func exitKey(id, process string, pid uint32) string { return fmt.Sprintf("%s/%s/%d", id, process, pid) }
+
+// exited waits until an exit was told.
+func (k *soak) exited(ctx context.Context, id, process string, pid uint32) error {
+	for {
+		k.mu.Lock()
+		told, changed := k.exits[exitKey(id, process, pid)], k.changed
+		k.mu.Unlock()
+		if told {
+			return nil
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return fmt.Errorf("exit of %s/%s, pid %d, is not told: %w", id, process, pid, context.Cause(ctx))
+		}
+	}
+}
+
+// script is what a process runs: it ends with its code, by itself or when told to.
+func script(end ending, code uint32, millis int) string {
+	if end == byItself {
+		return fmt.Sprintf("usleep %d; exit %d", millis*1000, code)
+	}
+	return fmt.Sprintf("trap 'exit %d' TERM; echo ready; while :; do usleep 20000; done", code)
+}
