@@ -136,14 +136,17 @@ func Context(t testing.TB, limit time.Duration) context.Context {
 	return ctx
 }
 
-// scale stretches a time limit by CAISSON_TEST_SLOW on machines that are slow,
-// such as emulated ones.
-func scale(limit time.Duration) time.Duration {
+// Slow is by how much the machine is slower than a real one: CAISSON_TEST_SLOW,
+// for emulated ones, or 1.
+func Slow() int {
 	if factor, err := strconv.Atoi(os.Getenv("CAISSON_TEST_SLOW")); err == nil && factor > 1 {
-		return limit * time.Duration(factor)
+		return factor
 	}
-	return limit
+	return 1
 }
+
+// scale stretches a time limit on slow machines.
+func scale(limit time.Duration) time.Duration { return limit * time.Duration(Slow()) }
 
 // Client is a client of containerd's API in a namespace, the token if empty.
 func (h *Host) Client(namespace string) *containerd.Client {
