@@ -62,11 +62,39 @@ func TestSoak(t *testing.T) {
 	for _, p := range chosen {
 		t.Run(p.Name, func(t *testing.T) {
 			t.Logf("repeat with: -seed %d -server %q", seed, p.Name)
-			h := harness.Start(t, daemon.Options{Engine: p.engine})
-			k := newSoak(t, &server{Host: h, place: p, t: t}, seed)
+			k := newSoak(t, p.start(t), seed)
 			k.run(*soakTime / time.Duration(len(chosen)))
 		})
 	}
+}
+
+// start starts a server of the soak's own. What runc's shims leave behind when
+// containerd is killed while it makes a task is containerd's; Caisson leaves nothing.
+func (p place) start(t *testing.T) *server {
+	t.Helper()
+	d, err := daemon.New(daemon.Options{Engine: p.engine})
+	must(t, "make a daemon", err)
+	t.Cleanup(func() {
+		if t.Failed() {
+			t.Logf("log of caissond:\n%s\nlog of containerd:\n%s", d.LogTail(32<<10), d.ContainerdLogTail(32<<10))
+		}
+		ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+		defer cancel()
+		left, err := d.Close(ctx)
+		if err != nil {
+			t.Errorf("stop: %v", err)
+		}
+		for _, what := range left {
+			if p.runtime == runcRuntime {
+				t.Logf("left behind by containerd: %s", what)
+			} else {
+				t.Errorf("left behind: %s", what)
+			}
+		}
+	})
+	h := harness.Share(t, d)
+	h.StartDaemon()
+	return &server{Host: h, place: p, t: t}
 }
 
 // soak is one run on one server.
