@@ -67,27 +67,56 @@ func (rawAny) GetTypeUrl() string { return "types.containerd.io/opencontainers/r
 
 func (a rawAny) GetValue() []byte { return a }
 
+// TestStdioIsTheClientsFIFOs: input ends when the client says so, or has gone before
+// the start; a client that goes later may come back.
 func TestStdioIsTheClientsFIFOs(t *testing.T) {
 	r := newRig(t)
 	r.run("sb", &api.Options{})
 	tasks := r.tasks("sb")
-	for name, end := range map[string]func(*fifos) error{
-		"close-io": func(f *fifos) error {
+	write := func(f *fifos, text string) {
+		t.Helper()
+		if _, err := io.WriteString(f.stdin, text); err != nil {
+			t.Fatal(err)
+		}
+	}
+	text := strings.Repeat("0123456789abcdef\n", 1000)
+	for name, use := range map[string]func(f *fifos, start func()) error{
+		"close-io": func(f *fifos, start func()) error {
+			start()
+			write(f, text)
 			return errors.Join(tasks.CloseIO(r.ctx(), "close-io", ""), tasks.CloseIO(r.ctx(), "close-io", ""), f.stdin.Close())
 		},
-		"client-gone": func(f *fifos) error { return f.stdin.Close() },
+		"gone-before": func(f *fifos, start func()) error {
+			write(f, text)
+			err := f.stdin.Close()
+			start()
+			return err
+		},
+		"gone-after": func(f *fifos, start func()) error {
+			start()
+			write(f, text[:len(text)/2])
+			err := f.stdin.Close()
+			if err != nil {
+				return err
+			}
+			if f.stdin, err = os.OpenFile(f.cfg.Stdin, os.O_WRONLY, 0); err != nil {
+				return err
+			}
+			write(f, text[len(text)/2:])
+			return errors.Join(tasks.CloseIO(r.ctx(), "gone-after", ""), f.stdin.Close())
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			f := r.fifos(name, false)
-			r.start("sb", task.CreateRequest{ID: name, Bundle: r.bundle(name, "busybox cat; echo end"), Stdio: f.cfg})
-			text := strings.Repeat("0123456789abcdef\n", 1000)
-			if _, err := io.WriteString(f.stdin, text); err != nil {
+			if _, err := tasks.Create(r.ctx(), task.CreateRequest{ID: name, Bundle: r.bundle(name, "busybox cat; echo end"), Stdio: f.cfg}); err != nil {
 				t.Fatal(err)
 			}
-			if st, err := tasks.State(r.ctx(), name, ""); err != nil || st.State != task.Running {
-				t.Errorf("state %+v, %v", st, err)
-			}
-			if err := end(f); err != nil {
+			err := use(f, func() {
+				if _, err := tasks.Start(r.ctx(), name, ""); err != nil {
+					t.Error(err)
+				}
+			})
+			if err != nil {
 				t.Error(err)
 			}
 			if got := f.readAll(t); got != text+"end\n" {
