@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 
 	containerd "github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/pkg/identifiers"
@@ -80,7 +81,8 @@ type client struct {
 	// ids has a lock for each id that something of is made, found or forgotten, so
 	// that the server's answer still holds when the ledger is touched; before mu.
 	ids     locks
-	mu      sync.Mutex // guards ledgers; before the ledgers' own
+	hears   atomic.Bool // the event stream is there
+	mu      sync.Mutex  // guards ledgers; before the ledgers' own
 	ledgers map[key]*ledger
 
 	life    sync.Mutex // guards closed; last of all

@@ -31,12 +31,19 @@
 // same content; that is the one way to see an event twice.
 //
 // If the exit of a process cannot be known, because another program deleted it
-// while nobody listened, the exit has the code 255 and an Error of class
-// ErrDataLoss. Of processes that other programs start while the connection is
-// away, those that also end meanwhile are not seen.
+// while nobody listened, or its shim died while containerd was away, the exit has the
+// code 255, the time at which that was found out, and an Error of class ErrDataLoss.
+// Of processes that other programs start while the connection is away, those that
+// also end meanwhile are not seen, and a task that they replace with another is told
+// as created at most.
 //
 // Paused, resumed and oom tell a state: if the backend is behind, a pause and the
-// resume after it cancel each other, and several ooms become one.
+// resume after it cancel each other, and several ooms become one. What of them
+// happened while the connection was away is asked for, as long as the container
+// runs: one that ran out of memory and ended meanwhile has no oom.
+//
+// A sandbox's events are told one after another as well, but beside those of its
+// containers: its exit may come before theirs.
 //
 // # Slow and failing backends
 //
@@ -46,11 +53,16 @@
 // Once a container was deleted, an event that still fails is given up after a
 // minute, with an error in the log.
 //
-// What waits is bounded: at most three events for each process that exists, and
-// one each of paused or resumed and of oom. When more than 128 events of a
-// container wait, Exec waits, too, until the backend has caught up or its context
-// ends; a backend must therefore not call Exec from ProcessEvent without a
-// deadline.
+// ProcessEvent may call any method but Close: a task and its container can be deleted
+// while their exit is told.
+//
+// What waits is bounded: at most three events for each process that exists, and for
+// each task one of paused or resumed and one of oom. When more than 128 events of a
+// container wait, NewTask and Exec wait, too, until the backend has caught up or
+// their context ends, which is ErrResourceExhausted; a backend must therefore neither
+// call them from ProcessEvent without a deadline, nor have ProcessEvent wait for a
+// lock that is held while they are called. Other programs, which cannot be made to
+// wait, are followed up to 1024 execs and 128 tasks of a container at a time.
 //
 // # Errors
 //

@@ -44,7 +44,7 @@ func (l *ledger) createdLocked(pid uint32) *run {
 		}
 		r = l.beginLocked(pid)
 	}
-	r.init.added = true
+	r.init.added, r.heard = true, true
 	return r
 }
 
@@ -54,7 +54,7 @@ func (l *ledger) own(pid uint32) (r *run) {
 		l.halfMade = false
 		l.gone = slices.DeleteFunc(l.gone, func(t tombstone) bool { return t == tombstone{pid: pid} })
 		if r = l.withPidLocked(pid); r == nil || r.init.removed || r.init.pid != pid {
-			r = l.beginLocked(pid)
+			r = l.beginLocked(pid) // whose events come after those of the task before
 		}
 		r.init.added = true
 	})
@@ -91,7 +91,7 @@ func (p *process) startedLocked(pid uint32) {
 		return // what came after it may have been told
 	}
 	p.added, p.started, p.starting = true, true, false
-	if p.pid == 0 {
+	if p.pid == 0 && p.queued < phaseStarted { // else it was told without
 		p.pid = pid
 	}
 }
@@ -116,10 +116,10 @@ func (l *ledger) taskDeleted(pid uint32, e exit) {
 	})
 }
 
-// execAdded, execStarted, execEnded: the same of an exec of the current run.
+// execAdded, execStarted, execEnded: the same of an exec.
 func (l *ledger) execAdded(id string) {
 	l.update(func() {
-		if p := l.execLocked(id, 0); p != nil {
+		if p := l.execLocked(l.heardLocked(), id, 0); p != nil {
 			p.added = true
 		}
 	})
@@ -127,7 +127,7 @@ func (l *ledger) execAdded(id string) {
 
 func (l *ledger) execStarted(id string, pid uint32) {
 	l.update(func() {
-		if p := l.execLocked(id, pid); p != nil {
+		if p := l.execLocked(l.heardLocked(), id, pid); p != nil {
 			p.startedLocked(pid)
 		}
 	})
@@ -137,28 +137,27 @@ func (l *ledger) execStarted(id string, pid uint32) {
 // that of an earlier exec of the id, and who learns of the start asks for the exit.
 func (l *ledger) execEnded(id string, pid uint32, e exit) {
 	l.update(func() {
-		r := l.currentLocked()
-		if r == nil || pid == 0 {
-			return
-		}
-		if p := r.exec(id, pid); p != nil && p.pid == pid {
-			p.exitLocked(e)
+		for _, r := range l.runs {
+			if p := r.exec(id, pid); p != nil && pid != 0 && p.pid == pid {
+				p.exitLocked(e)
+			}
 		}
 	})
 }
 
-// execLocked is the exec of the current run that has the pid, which is 0 if it has
-// not started; one that another program made becomes known here.
-func (l *ledger) execLocked(id string, pid uint32) *process {
-	r := l.currentLocked()
+// execLocked is the exec of the run that has the pid, which is 0 if it has not
+// started; one that another program made becomes known here. It is nil if the news
+// is late and about an exec that is over.
+func (l *ledger) execLocked(r *run, id string, pid uint32) *process {
 	if r == nil || r.init.queued == phaseExited {
 		return nil
 	}
-	if p := r.exec(id, pid); p != nil {
-		return p
-	}
-	if l.isGoneLocked(id, pid) {
+	gone := l.isGoneLocked(id, pid)
+	if pid != 0 && (gone || l.ofAnotherLocked(r, id, pid)) {
 		return nil
+	}
+	if p := r.exec(id, pid); p != nil || gone {
+		return p
 	}
 	if len(r.execs) >= maxForeign {
 		l.client.log.WithField("container", l.id).WithField("exec", id).Warn("too many execs to follow: the backend is not told of this one")
@@ -169,6 +168,13 @@ func (l *ledger) execLocked(id string, pid uint32) *process {
 	return p
 }
 
+// ofAnother: the exec is known to be of another run.
+func (l *ledger) ofAnotherLocked(r *run, id string, pid uint32) bool {
+	return slices.ContainsFunc(l.runs, func(other *run) bool {
+		return other != r && slices.ContainsFunc(other.execs, func(p *process) bool { return p.id == id && p.pid == pid })
+	})
+}
+
 // ownExec begins an exec that this client asks for.
 func (l *ledger) ownExec(r *run, id string) (p *process, err error) {
 	l.update(func() {
@@ -176,12 +182,12 @@ func (l *ledger) ownExec(r *run, id string) (p *process, err error) {
 			err = fmt.Errorf("exec %q of container %q, whose process has exited: %w", id, l.id, errdefs.ErrFailedPrecondition)
 			return
 		}
-		if old := r.exec(id, 0); old != nil && old.exit == nil && !old.removed {
+		if old := r.exec(id, 0); old != nil && old.live() {
 			err = fmt.Errorf("exec %q of container %q: %w", id, l.id, errdefs.ErrAlreadyExists)
 			return
 		}
 		p = newProcess(id, 0)
-		p.starting, p.calling = true, true
+		p.own, p.calling = true, true
 		r.execs = append(r.execs, p)
 	})
 	return p, err
@@ -194,7 +200,7 @@ func (l *ledger) exit(p *process, e exit) { l.update(func() { p.exitLocked(e) })
 // says whether an earlier call may have started it.
 func (l *ledger) starting(p *process) (before bool) {
 	l.update(func() {
-		before = p.starting && !p.calling
+		before = p.starting
 		p.starting, p.calling = true, true
 		p.calls++
 	})
@@ -249,7 +255,7 @@ func (l *ledger) containerGone() {
 func (l *ledger) paused(on bool) {
 	l.update(func() {
 		l.pauses++
-		if r := l.currentLocked(); r != nil {
+		if r := l.heardLocked(); r != nil {
 			r.paused = on
 		}
 	})
@@ -257,10 +263,24 @@ func (l *ledger) paused(on bool) {
 
 func (l *ledger) oom() {
 	l.update(func() {
-		if r := l.currentLocked(); r != nil {
-			r.oom = true
+		if r := l.heardLocked(); r != nil {
+			r.oom = !r.oomFound
+			r.oomFound = false
 		}
 	})
+}
+
+// hear: the event stream is past the creation of the run.
+func (l *ledger) hear(r *run) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	r.heard = true
+}
+
+func (l *ledger) current() *run {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.currentLocked()
 }
 
 // sandbox changes the one process that a sandbox has.

@@ -115,7 +115,11 @@ func (c controllers) sandbox(id string, do func(*fakeSandbox) error) error {
 
 func (c controllers) Create(_ context.Context, r *sandboxapi.ControllerCreateRequest) (*sandboxapi.ControllerCreateResponse, error) {
 	return &sandboxapi.ControllerCreateResponse{SandboxID: r.SandboxID}, c.f.call(func() error {
-		c.f.sandboxes[r.SandboxID].created = true
+		s := c.f.sandboxes[r.SandboxID]
+		if s == nil {
+			return fmt.Errorf("sandbox %q: %w", r.SandboxID, errdefs.ErrNotFound)
+		}
+		s.created = true
 		c.f.publishLocked("/sandboxes/create", &apievents.SandboxCreate{SandboxID: r.SandboxID})
 		return nil
 	})
@@ -148,7 +152,7 @@ func (f *fake) endSandboxLocked(s *fakeSandbox, code uint32) {
 	}
 	s.code, s.at = code, time.Now()
 	close(s.exited)
-	f.exits = append(f.exits, fakeExit{s.record.ID, s.record.ID, s.pid, code, s.at.UnixNano()})
+	f.exits = append(f.exits, fakeExit{s.record.ID, s.record.ID, 0, code, s.at.UnixNano()})
 	f.publishLocked("/sandboxes/exit", &apievents.SandboxExit{SandboxID: s.record.ID, ExitStatus: code, ExitedAt: timestamppb.New(s.at)})
 }
 

@@ -2,26 +2,20 @@ package libcontainerd_test
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"math/rand/v2"
 	"slices"
-	"strings"
 	"sync"
 	"testing"
 	"time"
 
-	"github.com/containerd/cgroups/v3/cgroup2/stats"
 	apievents "github.com/containerd/containerd/api/events"
 	"github.com/containerd/containerd/api/services/tasks/v1"
-	"github.com/containerd/containerd/api/types"
 	"github.com/containerd/containerd/api/types/runc/options"
 	tasktypes "github.com/containerd/containerd/api/types/task"
 	containerd "github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/core/containers"
 	"github.com/containerd/containerd/v2/core/events"
-	"github.com/containerd/containerd/v2/core/events/exchange"
-	"github.com/containerd/containerd/v2/core/leases"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/errdefs/pkg/errgrpc"
 	"github.com/containerd/typeurl/v2"
@@ -36,8 +30,6 @@ import (
 // likes. Like the real one it forgets subscriptions and calls when it crashes, and
 // keeps tasks; events that happen while it is away are lost.
 type fake struct {
-	exchange *exchange.Exchange
-
 	mu      sync.Mutex
 	random  *rand.Rand
 	lost    float64 // of the answers to calls that change something
@@ -47,10 +39,19 @@ type fake struct {
 	tasks   map[string]*fakeTask
 	exits   []fakeExit // every exit of a started process
 	refusal error      // of every call
+	held    *[]func()  // events that are published later; nil if none are held
+	heard   chan int   // gets a 1 for each subscription
 	conns   []*conn
+	streams []*stream
 
 	containers map[string]containers.Container
 	sandboxes  map[string]*fakeSandbox
+}
+
+// stream is a subscription to all events, none of which is waited for.
+type stream struct {
+	queue []*events.Envelope // under the fake's lock
+	wake  chan struct{}
 }
 
 // conn is a program's connection to the fake.
@@ -83,8 +84,8 @@ type fakeExit struct {
 
 func newFake(seed uint64) *fake {
 	f := &fake{
-		exchange: exchange.NewExchange(), random: rand.New(rand.NewPCG(seed, 0)),
-		life: make(chan struct{}), nextPid: 100, tasks: map[string]*fakeTask{},
+		random: rand.New(rand.NewPCG(seed, 0)),
+		life:   make(chan struct{}), heard: make(chan int, 1000), nextPid: 100, tasks: map[string]*fakeTask{},
 		containers: map[string]containers.Container{}, sandboxes: map[string]*fakeSandbox{},
 	}
 	return f
@@ -132,16 +133,37 @@ func (f *fake) breakStreams() {
 	f.restart()
 }
 
-// cut ends the connections that there are, for good, as a killed program's.
-func (f *fake) cut() {
+// cut ends the connections that there are as a killed program's, or, if on is false,
+// lets them work again.
+func (f *fake) cut(on bool) {
 	f.mu.Lock()
 	for _, c := range f.conns {
-		c.cut = true
+		c.cut = on
 	}
-	f.conns = nil
 	f.mu.Unlock()
-	f.breakStreams()
+	if on {
+		f.breakStreams()
+	}
 }
+
+// hold keeps events back until release.
+func (f *fake) hold() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.held = &[]func(){}
+}
+
+func (f *fake) release() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, publish := range *f.held {
+		publish()
+	}
+	f.held = nil
+}
+
+// other is another program's connection.
+func (f *fake) other() *conn { return &conn{fake: f} }
 
 // refuse has every call fail; nil ends that.
 func (f *fake) refuse(err error) {
@@ -192,10 +214,24 @@ func (f *fake) publishLocked(topic string, event any) {
 	if f.away {
 		return
 	}
-	ctx := testContext()
-	if err := f.exchange.Publish(ctx, topic, event); err != nil {
+	body, err := typeurl.MarshalAny(event)
+	if err != nil {
 		panic(err)
 	}
+	publish := func() {
+		for _, s := range f.streams {
+			s.queue = append(s.queue, &events.Envelope{Timestamp: time.Now(), Namespace: namespace, Topic: topic, Event: body})
+			select {
+			case s.wake <- struct{}{}:
+			default:
+			}
+		}
+	}
+	if f.held != nil {
+		*f.held = append(*f.held, publish)
+		return
+	}
+	publish()
 }
 
 func (f *conn) Create(_ context.Context, r *tasks.CreateTaskRequest, _ ...grpc.CallOption) (*tasks.CreateTaskResponse, error) {
@@ -408,177 +444,9 @@ func (f *conn) DeleteProcess(_ context.Context, r *tasks.DeleteProcessRequest, _
 	})
 }
 
-func (f *conn) Pause(_ context.Context, r *tasks.PauseTaskRequest, _ ...grpc.CallOption) (*emptypb.Empty, error) {
-	return &emptypb.Empty{}, f.call(func() error {
-		return f.freezeLocked(r.ContainerID, tasktypes.Status_RUNNING, tasktypes.Status_PAUSED, &apievents.TaskPaused{ContainerID: r.ContainerID})
-	})
-}
-
-func (f *conn) Resume(_ context.Context, r *tasks.ResumeTaskRequest, _ ...grpc.CallOption) (*emptypb.Empty, error) {
-	return &emptypb.Empty{}, f.call(func() error {
-		return f.freezeLocked(r.ContainerID, tasktypes.Status_PAUSED, tasktypes.Status_RUNNING, &apievents.TaskResumed{ContainerID: r.ContainerID})
-	})
-}
-
-func (f *fake) freezeLocked(id string, from, to tasktypes.Status, event any) error {
-	p, err := f.processLocked(id, "")
-	if err == nil && p.status != from {
-		err = fmt.Errorf("task is %s: %w", p.status, errdefs.ErrFailedPrecondition)
-	}
-	if err == nil {
-		p.status = to
-		f.publishLocked("/tasks/"+map[bool]string{true: "paused", false: "resumed"}[to == tasktypes.Status_PAUSED], event)
-	}
-	return err
-}
-
-// oom is one that the kernel counts and, if the event is not lost, tells.
-func (f *fake) oom(id string) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.tasks[id].ooms++
-	f.publishLocked("/tasks/oom", &apievents.TaskOOM{ContainerID: id})
-}
-
-func (f *conn) Metrics(_ context.Context, r *tasks.MetricsRequest, _ ...grpc.CallOption) (*tasks.MetricsResponse, error) {
-	resp := &tasks.MetricsResponse{}
-	return resp, f.call(func() error {
-		id := strings.TrimPrefix(r.Filters[0], "id==")
-		if f.tasks[id] == nil {
-			return nil
-		}
-		m, err := metricsOf(f.tasks[id].ooms)
-		resp.Metrics = append(resp.Metrics, m)
-		return err
-	})
-}
-
-func metricsOf(ooms uint64) (*types.Metric, error) {
-	data, err := typeurl.MarshalAnyToProto(&stats.Metrics{MemoryEvents: &stats.MemoryEvents{OomKill: ooms}})
-	return &types.Metric{Timestamp: timestamppb.Now(), Data: data}, err
-}
-
-func (f *conn) ResizePty(_ context.Context, r *tasks.ResizePtyRequest, _ ...grpc.CallOption) (*emptypb.Empty, error) {
-	return &emptypb.Empty{}, f.exists(r.ContainerID, r.ExecID)
-}
-
-func (f *conn) CloseIO(_ context.Context, r *tasks.CloseIORequest, _ ...grpc.CallOption) (*emptypb.Empty, error) {
-	return &emptypb.Empty{}, f.exists(r.ContainerID, r.ExecID)
-}
-
-func (f *conn) Update(_ context.Context, r *tasks.UpdateTaskRequest, _ ...grpc.CallOption) (*emptypb.Empty, error) {
-	return &emptypb.Empty{}, f.exists(r.ContainerID, "")
-}
-
-// exists is a call that changes nothing that a test looks at.
-func (f *conn) exists(id, exec string) error {
-	return f.call(func() error {
-		_, err := f.processLocked(id, exec)
-		return err
-	})
-}
-
-func (f *conn) Publish(ctx context.Context, topic string, event events.Event) error {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if f.away || f.cut {
-		return errAway
-	}
-	return f.exchange.Publish(ctx, topic, event)
-}
-
-func (f *conn) Forward(context.Context, *events.Envelope) error { return errors.ErrUnsupported }
-
-func (f *conn) Subscribe(ctx context.Context, filters ...string) (<-chan *events.Envelope, <-chan error) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	errs := make(chan error, 1)
-	if f.away || f.cut {
-		errs <- errAway
-		return nil, errs
-	}
-	ctx, cancel := context.WithCancel(ctx)
-	life := f.life
-	stream, ended := f.exchange.Subscribe(ctx, filters...)
-	out := make(chan *events.Envelope)
-	go func() {
-		defer cancel()
-		for {
-			select {
-			case ev := <-stream:
-				select {
-				case out <- ev:
-				case <-life:
-					errs <- errAway
-					return
-				case <-ctx.Done():
-					return
-				}
-			case err := <-ended:
-				errs <- err
-				return
-			case <-life:
-				errs <- errAway
-				return
-			}
-		}
-	}()
-	return out, errs
-}
-
 // truth are the exits that a backend should have been told of a container.
 func (f *fake) truth(id string) []fakeExit {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return slices.DeleteFunc(slices.Clone(f.exits), func(e fakeExit) bool { return e.container != id })
 }
-
-// records are the fake's containers.
-type records struct {
-	containers.Store // Update and List are not needed
-	f                *conn
-}
-
-func (r *records) Create(_ context.Context, c containers.Container) (containers.Container, error) {
-	return c, r.f.native(func() error {
-		if _, ok := r.f.containers[c.ID]; ok {
-			return fmt.Errorf("container %q: %w", c.ID, errdefs.ErrAlreadyExists)
-		}
-		r.f.containers[c.ID] = c
-		return nil
-	})
-}
-
-func (r *records) Get(_ context.Context, id string) (c containers.Container, err error) {
-	r.f.mu.Lock()
-	defer r.f.mu.Unlock()
-	if err := r.f.downLocked(); err != nil {
-		return c, errgrpc.ToNative(err)
-	}
-	c, ok := r.f.containers[id]
-	if !ok {
-		return c, fmt.Errorf("container %q: %w", id, errdefs.ErrNotFound)
-	}
-	return c, nil
-}
-
-func (r *records) Delete(_ context.Context, id string) error {
-	return r.f.native(func() error {
-		if _, ok := r.f.containers[id]; !ok {
-			return fmt.Errorf("container %q: %w", id, errdefs.ErrNotFound)
-		}
-		delete(r.f.containers, id)
-		return nil
-	})
-}
-
-// native is a call with the errors that the client of a real server gives.
-func (f *conn) native(do func() error) error { return errgrpc.ToNative(f.call(do)) }
-
-type noLeases struct{ leases.Manager }
-
-func (noLeases) Create(context.Context, ...leases.Opt) (leases.Lease, error) {
-	return leases.Lease{ID: "fake"}, nil
-}
-
-func (noLeases) Delete(context.Context, leases.Lease, ...leases.DeleteOpt) error { return nil }

@@ -60,10 +60,12 @@ type run struct {
 
 	paused, pausedQueued, pausedTold bool // as is known, is to be told, was told
 
+	heard bool     // events without a pid are about this run
 	stdio []string // directories of its execs
 
-	oom     bool // one is to be queued
-	oomTold bool // one was, ever
+	oom      bool // one is to be queued
+	oomTold  bool // one was, ever
+	oomFound bool // one was asked for, and its event may be late
 }
 
 // process is the first process of a run, or an exec.
@@ -76,6 +78,7 @@ type process struct {
 	starting bool // its start was asked for, and what came of it is not known yet
 	calling  bool // by a call of this program that has not returned
 	calls    int  // how many such calls began or returned
+	own      bool // this program made the exec
 	loaded   bool // an earlier program knew it
 	exit     *exit
 	exited   chan struct{} // closed when exit is set
@@ -121,6 +124,17 @@ func (l *ledger) currentLocked() *run {
 		return nil
 	}
 	return l.runs[len(l.runs)-1]
+}
+
+// heard is the run that events without its pid are about. They come later than the
+// answers to calls, so it may be one before the current.
+func (l *ledger) heardLocked() *run {
+	for _, r := range slices.Backward(l.runs) {
+		if r.heard {
+			return r
+		}
+	}
+	return nil
 }
 
 // withPid is the run whose first process has the pid, or nil; 0 stands for the
@@ -172,19 +186,26 @@ func (p *process) exitLocked(e exit) {
 }
 
 // queueLocked appends what has become due. It decides the order: a start needs its
-// creation, an exit its start, an exec its container's start, the exit of a
-// container those of its execs, and a run the exit of the one before.
+// creation, an exit its start, an exec its container's start and the exit of the
+// exec that had its id, the exit of a container those of its execs, and a run the
+// exit of the one before.
 func (l *ledger) queueLocked() {
 	for _, r := range l.runs {
 		l.queueProcessLocked(r.init, min(r.init.reached(), phaseStarted))
 		if r.init.queued < phaseStarted || r.init.queued == phaseExited {
 			continue
 		}
+		live := map[string]bool{}
 		for _, p := range r.execs {
-			l.queueProcessLocked(p, p.reached())
+			if !live[p.id] { // else it waits for the exit of the id's last
+				l.queueProcessLocked(p, p.reached())
+			}
+			if p.live() {
+				live[p.id] = true
+			}
 		}
 		l.queueStateLocked(r)
-		if slices.ContainsFunc(r.execs, (*process).live) {
+		if len(live) > 0 {
 			return
 		}
 		l.queueProcessLocked(r.init, r.init.reached())

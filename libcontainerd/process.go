@@ -50,14 +50,6 @@ func newHandle(l *ledger, r *run, p *process, std stdio) *handle {
 	})}
 }
 
-// processID is the id in the server's requests and in events.
-func (h *handle) processID() string {
-	if h.proc.id != "" {
-		return h.proc.id
-	}
-	return h.ledger.id
-}
-
 func (h *handle) String() string {
 	if h.proc.id == "" {
 		return fmt.Sprintf("container %q", h.ledger.id)
@@ -138,11 +130,17 @@ func (h *handle) startedAnyway(ctx context.Context, first bool) (started, known 
 	if err != nil {
 		return false, first || errdefs.IsNotFound(err)
 	}
-	if running(state.Status) && state.Pid != 0 || !first && state.Status == tasktypes.Status_STOPPED {
+	if running(state.Status) && state.Pid != 0 || !first && ran(state) {
 		h.ledger.update(func() { h.proc.startedLocked(state.Pid) })
 		return true, true
 	}
 	return false, first || state.Status == tasktypes.Status_CREATED
+}
+
+// ran: the process has started, and has exited. One whose start failed, or that went
+// with its container before it was started, has stopped as well, without a pid.
+func ran(state *tasktypes.Process) bool {
+	return state.Status == tasktypes.Status_STOPPED && state.Pid != 0
 }
 
 // uncertain: the server may have done what the call asked for.

@@ -7,12 +7,15 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"os"
 	"path/filepath"
 	"slices"
 	"sync"
 	"testing"
 	"time"
 
+	"github.com/containerd/containerd/api/services/tasks/v1"
+	"github.com/containerd/containerd/v2/core/sandbox"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -114,6 +117,12 @@ func (l *life) once(ctx context.Context, ctr libcontainerd.Container) error {
 	}); err != nil {
 		return fmt.Errorf("start: %w", err)
 	}
+	if l.random.IntN(3) == 0 {
+		l.foreign(ctx)
+	}
+	if l.random.IntN(3) == 0 && task.Pause(ctx) == nil && l.random.IntN(2) == 0 {
+		_ = task.Resume(ctx)
+	}
 	for i := range l.random.IntN(4) {
 		exec := fmt.Sprintf("exec%d", i)
 		p, err := task.Exec(ctx, exec, &specs.Process{Args: []string{"true"}}, false, nil)
@@ -146,12 +155,62 @@ func (l *life) once(ctx context.Context, ctr libcontainerd.Container) error {
 	})
 }
 
+// foreign is an exec of another program's.
+func (l *life) foreign(ctx context.Context) {
+	other := l.fake.other()
+	if _, err := other.Exec(ctx, &tasks.ExecProcessRequest{ContainerID: l.id, ExecID: foreign}); err != nil {
+		return // the server is away
+	}
+	if _, err := other.Start(ctx, &tasks.StartRequest{ContainerID: l.id, ExecID: foreign}); err == nil && l.random.IntN(2) == 0 {
+		l.fake.end(l.id, foreign, 77)
+	}
+}
+
+const foreign = "foreign"
+
+// runSandbox is a random life of a sandbox.
+func (l *life) runSandbox(ctx context.Context) error {
+	for range 2 {
+		if err := l.repeat(ctx, func() error {
+			sb, err := l.client().NewSandbox(ctx, sandbox.Sandbox{ID: l.id, Sandboxer: sandboxer})
+			if err == nil {
+				err = sb.Start(ctx)
+			}
+			if errdefs.IsAlreadyExists(err) { // of an attempt that got no answer
+				return errors.Join(l.shutdown(ctx), errAgain)
+			}
+			return err
+		}); err != nil {
+			return fmt.Errorf("start: %w", err)
+		}
+		if l.random.IntN(2) == 0 {
+			l.fake.endSandbox(l.id, uint32(l.random.IntN(100)))
+		}
+		if err := l.repeat(ctx, func() error { return l.shutdown(ctx) }); err != nil {
+			return fmt.Errorf("shutdown: %w", err)
+		}
+	}
+	return nil
+}
+
+func (l *life) shutdown(ctx context.Context) error {
+	sb, err := l.client().LoadSandbox(ctx, l.id)
+	if err == nil {
+		err = sb.Shutdown(ctx)
+	}
+	if errdefs.IsNotFound(err) {
+		return nil
+	}
+	return err
+}
+
 var errAgain = fmt.Errorf("again: %w", errdefs.ErrUnavailable)
 
 func (l *life) repeat(ctx context.Context, do func() error) error {
 	for {
 		err := do()
-		again := errdefs.IsUnavailable(err) || errors.Is(err, libcontainerd.ErrClosed) || errors.Is(err, context.Canceled)
+		again := errdefs.IsUnavailable(err) || errors.Is(err, libcontainerd.ErrClosed) || errors.Is(err, context.Canceled) ||
+			errors.Is(err, os.ErrNotExist) // of a killed program, which lost its directory
 		if !again || ctx.Err() != nil {
 			return err
 		}
@@ -185,11 +244,12 @@ func randomRound(t *testing.T, seed uint64) {
 	f.lost = 0.05
 	dir := t.TempDir()
 	events := &eventtest.Log{Next: &moody{random: rand.New(rand.NewPCG(seed, 2))}}
+	prog := &program{next: events}
 	ctx, cancel := context.WithTimeout(testContext(), 30*time.Second)
 	defer cancel()
 
 	var mu sync.Mutex
-	current := newClient(t, f, dir, events)
+	current := newClient(t, f, dir, prog)
 	client := func() libcontainerd.Client {
 		mu.Lock()
 		defer mu.Unlock()
@@ -197,14 +257,24 @@ func randomRound(t *testing.T, seed uint64) {
 	}
 	var ids []string
 	var lives sync.WaitGroup
-	for i := range 8 {
+	for i := range 9 {
 		l := &life{t: t, fake: f, random: rand.New(rand.NewPCG(seed, uint64(10+i))), id: fmt.Sprintf("c%d", i), client: client, log: events}
 		ids = append(ids, l.id)
+		run := l.run
+		if i >= 7 {
+			run = l.runSandbox
+		}
 		lives.Go(func() {
-			if err := l.run(ctx); err != nil {
-				t.Errorf("container %s: %v", l.id, err)
+			if err := run(ctx); err != nil {
+				t.Errorf("%s: %v", l.id, err)
 			}
 		})
+	}
+	restart := func() {
+		if err := current.Close(); err != nil {
+			t.Error(err)
+		}
+		current = newClient(t, f, dir, prog)
 	}
 	done := make(chan struct{})
 	go func() { lives.Wait(); close(done) }()
@@ -213,7 +283,7 @@ func randomRound(t *testing.T, seed uint64) {
 		case <-done:
 			over = true
 		case <-time.After(time.Duration(random.IntN(40)) * time.Millisecond):
-			switch random.IntN(3) {
+			switch random.IntN(4) {
 			case 0:
 				f.crash()
 				time.AfterFunc(time.Duration(random.IntN(30))*time.Millisecond, f.restart)
@@ -221,14 +291,21 @@ func randomRound(t *testing.T, seed uint64) {
 				f.breakStreams()
 			case 2: // the program restarts and loads what it knows
 				mu.Lock()
-				if err := current.Close(); err != nil {
-					t.Error(err)
-				}
-				current = newClient(t, f, dir, events)
+				restart()
 				mu.Unlock()
 				for _, id := range ids {
 					_, _ = client().LoadContainer(ctx, id)
 				}
+			case 3: // it is killed: what it does from now on nobody sees
+				mu.Lock()
+				prog = prog.kill(events)
+				f.cut(true)
+				if err := os.Rename(dir, dir+"'"); err != nil {
+					t.Error(err)
+				}
+				dir += "'"
+				restart()
+				mu.Unlock()
 			}
 		}
 	}
@@ -243,21 +320,39 @@ func settle(ctx context.Context, t *testing.T, f *fake, c libcontainerd.Client, 
 		if _, err := c.LoadContainer(ctx, id); !errdefs.IsNotFound(err) {
 			t.Errorf("container %s is left: %v", id, err)
 		}
+		if _, err := c.LoadSandbox(ctx, id); !errdefs.IsNotFound(err) {
+			t.Errorf("sandbox %s is left: %v", id, err)
+		}
 		want := f.truth(id)
-		_, err := events.Wait(ctx, func(eventtest.Event) bool { return len(exits(events, id)) >= len(want) })
+		known := 0 // those that nobody could miss
+		for _, e := range want {
+			if e.process != foreign {
+				known++
+			}
+		}
+		ownExits := func() int {
+			return len(slices.DeleteFunc(exits(events, id), func(e fakeExit) bool { return e.process == foreign }))
+		}
+		_, err := events.Wait(ctx, func(eventtest.Event) bool { return ownExits() >= known })
 		got := exits(events, id)
 		without := func(all, others []fakeExit) []fakeExit {
 			return slices.DeleteFunc(slices.Clone(all), func(a fakeExit) bool {
 				return slices.ContainsFunc(others, func(b fakeExit) bool { return a == b })
 			})
 		}
-		missing, wrong := without(want, got), without(got, want)
-		if len(missing)+len(wrong) > 0 || len(got) != len(want) {
+		missing := slices.DeleteFunc(without(want, got), func(e fakeExit) bool { return e.process == foreign })
+		wrong := without(got, want)
+		if len(missing)+len(wrong) > 0 || ownExits() != known || len(got) > len(want) {
 			t.Errorf("container %s: %d exits, want %d: %v; missing %v, wrong %v; told %v", id, len(got), len(want), err, missing, wrong, events.Events(id))
 		}
 	}
 	if err := events.Check(true); err != nil {
 		t.Error(err)
+	}
+	for _, id := range ids { // what is left to tell may not be an exit
+		for libcontainerd.LedgerSize(c, id) > 0 && ctx.Err() == nil {
+			time.Sleep(time.Millisecond)
+		}
 	}
 	if err := c.Close(); err != nil {
 		t.Error(err)
@@ -271,7 +366,11 @@ func exits(log *eventtest.Log, id string) []fakeExit {
 	var all []fakeExit
 	for _, e := range log.Events(id) {
 		if e.Type == libcontainerd.EventExit {
-			all = append(all, fakeExit{e.ID, e.Info.ProcessID, e.Info.Pid, e.Info.ExitCode, e.Info.ExitedAt.UnixNano()})
+			pid := e.Info.Pid
+			if e.Info.SandboxID != "" {
+				pid = 0 // nobody says the pid of one that has ended
+			}
+			all = append(all, fakeExit{e.ID, e.Info.ProcessID, pid, e.Info.ExitCode, e.Info.ExitedAt.UnixNano()})
 		}
 	}
 	return all

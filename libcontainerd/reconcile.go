@@ -44,7 +44,7 @@ func (c *client) reconcile(ctx context.Context, l *ledger) error {
 	if !running(state.Status) {
 		return nil
 	}
-	if err := c.reconcileForeign(ctx, l); err != nil {
+	if err := c.reconcileForeign(ctx, l, r); err != nil {
 		return err
 	}
 	return c.reconcileOOM(ctx, l, r)
@@ -125,10 +125,10 @@ func (l *ledger) taskGone(before view) {
 }
 
 // notFoundLocked: the server did not know the process when it was asked. A call
-// that is making it knows better, and the exit of one that ran is left to those who
-// wait for it.
+// that is making it knows better, events may be late to tell the start of another
+// program's, and the exit of one that ran is left to those who wait for it.
 func (l *ledger) notFoundLocked(a asked) {
-	if a.idleLocked() && (!a.started || a.exit != nil) {
+	if a.idleLocked() && !a.started && (a.starting || a.own) || a.exit != nil {
 		l.removedLocked(a.process)
 	}
 }
@@ -143,6 +143,7 @@ func (l *ledger) observe(before view, state *tasktypes.Process) (r *run) {
 				return
 			}
 			r = l.beginLocked(state.Pid)
+			r.heard = true
 		}
 		p, own := r.init, r == before.run
 		p.added = true
@@ -188,11 +189,11 @@ func (l *ledger) observeExec(p asked, state *tasktypes.Process) {
 		switch {
 		case running(state.Status) && state.Pid != 0: // those of a paused container are all paused
 			p.startedLocked(state.Pid)
-		case state.Status == tasktypes.Status_STOPPED:
-			if p.starting || state.Pid != 0 {
-				p.startedLocked(state.Pid)
-			}
+		case ran(state):
+			p.startedLocked(state.Pid)
 			p.exitLocked(exitOf(state.ExitStatus, state.ExitedAt))
+		case state.Status == tasktypes.Status_STOPPED:
+			p.starting = false // and never will
 		case state.Status == tasktypes.Status_CREATED && p.idleLocked():
 			p.starting = false
 		}
@@ -200,7 +201,7 @@ func (l *ledger) observeExec(p asked, state *tasktypes.Process) {
 }
 
 // reconcileForeign finds the execs that other programs started.
-func (c *client) reconcileForeign(ctx context.Context, l *ledger) error {
+func (c *client) reconcileForeign(ctx context.Context, l *ledger, r *run) error {
 	resp, err := c.server.TaskService().ListPids(ctx, &tasks.ListPidsRequest{ContainerID: l.id})
 	if err = failed(err, "container %q: processes", l.id); err != nil {
 		if errdefs.IsNotFound(err) {
@@ -211,7 +212,11 @@ func (c *client) reconcileForeign(ctx context.Context, l *ledger) error {
 	for _, p := range resp.Processes {
 		var details options.ProcessDetails
 		if p.Info != nil && typeurl.UnmarshalTo(p.Info, &details) == nil && details.ExecID != "" {
-			l.execStarted(details.ExecID, p.Pid)
+			l.update(func() {
+				if exec := l.execLocked(r, details.ExecID, p.Pid); exec != nil {
+					exec.startedLocked(p.Pid)
+				}
+			})
 		}
 	}
 	return nil
@@ -272,8 +277,8 @@ func (c *client) reconcileOOM(ctx context.Context, l *ledger, r *run) error {
 		return nil
 	}
 	l.update(func() {
-		if !r.oomTold {
-			r.oom = true
+		if !r.oom && !r.oomTold {
+			r.oom, r.oomFound = true, true
 		}
 	})
 	return nil

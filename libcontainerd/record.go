@@ -42,6 +42,7 @@ type processRecord struct {
 	Added    bool   `json:",omitempty"`
 	Started  bool   `json:",omitempty"`
 	Starting bool   `json:",omitempty"`
+	Own      bool   `json:",omitempty"`
 	Removed  bool   `json:",omitempty"`
 	Exit     *exit  `json:",omitempty"`
 	Told     phase  `json:",omitempty"`
@@ -72,7 +73,7 @@ func (l *ledger) save() error {
 }
 
 func (p *process) record() processRecord {
-	return processRecord{ID: p.id, Pid: p.pid, Added: p.added, Started: p.started, Starting: p.starting, Removed: p.removed, Exit: p.exit, Told: p.told}
+	return processRecord{ID: p.id, Pid: p.pid, Added: p.added, Started: p.started, Starting: p.starting, Own: p.own, Removed: p.removed, Exit: p.exit, Told: p.told}
 }
 
 // load reads the record of an earlier program; without one nothing is known.
@@ -106,7 +107,7 @@ func (rec record) runs() ([]*run, error) {
 	}
 	var runs []*run
 	for _, rr := range rec.Runs {
-		r := &run{paused: rr.Paused, pausedQueued: rr.Paused, pausedTold: rr.Paused, oom: rr.OOM, oomTold: rr.OOMTold}
+		r := &run{heard: true, paused: rr.Paused, pausedQueued: rr.Paused, pausedTold: rr.Paused, oom: rr.OOM, oomTold: rr.OOMTold}
 		var err error
 		if r.init, err = rr.Init.process(false); err != nil {
 			return nil, err
@@ -126,6 +127,7 @@ func (rec record) runs() ([]*run, error) {
 func (rec processRecord) process(exec bool) (*process, error) {
 	p := newProcess(rec.ID, rec.Pid)
 	p.added, p.started, p.starting, p.removed = rec.Added, rec.Started, rec.Starting, rec.Removed
+	p.own = rec.Own
 	p.told, p.queued, p.loaded = rec.Told, rec.Told, true
 	if rec.Exit != nil {
 		p.exitLocked(*rec.Exit)

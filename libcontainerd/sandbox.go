@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"time"
 
+	sandboxapi "github.com/containerd/containerd/api/services/sandbox/v1"
 	apitypes "github.com/containerd/containerd/api/types"
 	containerd "github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/core/sandbox"
@@ -14,6 +15,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/containerd/typeurl/v2"
 	"github.com/opencontainers/runtime-spec/specs-go"
+	"google.golang.org/grpc"
 )
 
 var _ Sandbox = (*sandboxHandle)(nil)
@@ -207,7 +209,20 @@ func (s *sandboxHandle) Update(ctx context.Context, sb sandbox.Sandbox, fields .
 	if err != nil {
 		return failed(err, "sandbox %q: update", s.ID())
 	}
-	return failed(s.controller.Update(ctx, s.ID(), sb, fields...), "sandbox %q: update", s.ID())
+	return failed(s.update(ctx, sb, fields), "sandbox %q: update", s.ID())
+}
+
+// update names the sandboxer, which containerd's own client leaves out and its server
+// asks for.
+func (s *sandboxHandle) update(ctx context.Context, sb sandbox.Sandbox, fields []string) error {
+	conn, ok := s.client.server.Conn().(*grpc.ClientConn)
+	if !ok || conn == nil {
+		return s.controller.Update(ctx, s.ID(), sb, fields...)
+	}
+	_, err := sandboxapi.NewControllerClient(conn).Update(ctx, &sandboxapi.ControllerUpdateRequest{
+		SandboxID: s.ID(), Sandboxer: sb.Sandboxer, Sandbox: sandbox.ToProto(&sb), Fields: fields,
+	})
+	return err
 }
 
 // Shutdown has the exit written down before the sandboxer forgets it.

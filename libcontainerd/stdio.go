@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"time"
 
 	tasktypes "github.com/containerd/containerd/api/types/task"
 	"github.com/containerd/containerd/v2/pkg/cio"
@@ -119,6 +120,9 @@ func (std *stdio) connect(cfg cio.Config, attach StdioCallback) error {
 	return nil
 }
 
+// openTimeout is how long a server may take to open a process's stdin.
+const openTimeout = 2 * time.Second
+
 // stdin is the engine's end of a process's stdin. Closing it lets the process see
 // the end of its input, which the server must help with: it holds the FIFO open,
 // too. The process may not be there yet when stdin is closed; whichever comes
@@ -140,11 +144,25 @@ func (s *stdin) Close() error {
 	s.closed = true
 	end := s.end
 	s.mu.Unlock()
-	err := s.WriteCloser.Close()
-	if end != nil {
-		err = errors.Join(err, end())
+	if end == nil {
+		return nil // ready does it
 	}
-	return err
+	return s.close(end)
+}
+
+// close keeps the FIFO open until the server has opened it for reading, as well: runc's
+// shim would never see its end, if it came to open it when all have closed it.
+func (s *stdin) close(end func() error) error {
+	opened := make(chan struct{})
+	go func() { // until it is closed, at the latest
+		defer close(opened)
+		_, _ = s.Write(nil) // returns when the other side is there
+	}()
+	select {
+	case <-opened:
+	case <-time.After(openTimeout):
+	}
+	return errors.Join(s.WriteCloser.Close(), end())
 }
 
 // ready says that the process is there. A nil stdin has nothing to close.
@@ -157,7 +175,7 @@ func (s *stdin) ready(end func() error) error {
 	closed := s.closed
 	s.mu.Unlock()
 	if closed {
-		return end()
+		return s.close(end)
 	}
 	return nil
 }

@@ -50,6 +50,12 @@ func (c *client) follow(ctx context.Context) error {
 	defer cancel()
 	of := "namespace==" + c.ns + ",topic"
 	stream, errs := c.server.EventService().Subscribe(ctx, of+"~=|^/tasks/|", of+"~=|^/sandboxes/|", of+"=="+strconv.Quote(markTopic))
+	before := map[*ledger]*run{} // what is known before the mark is published
+	for _, l := range c.all() {
+		if r := l.current(); r != nil {
+			before[l] = r
+		}
+	}
 	mark := rand.Text()
 	marked := make(chan struct{})
 	if !c.spawn(func(context.Context) { c.mark(ctx, mark, marked) }) {
@@ -72,6 +78,11 @@ func (c *client) follow(ctx context.Context) error {
 			if !seen && markOf(ev) == mark {
 				seen = true
 				close(marked)
+				for l, r := range before {
+					l.hear(r)
+				}
+				c.hears.Store(true)
+				defer c.hears.Store(false)
 				c.spawn(func(context.Context) { c.reconcileAll(ctx) })
 			}
 		}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"syscall"
 
 	"github.com/containerd/containerd/api/services/tasks/v1"
@@ -44,8 +45,24 @@ func (t *task) Pause(ctx context.Context) error {
 		return err
 	}
 	defer end()
+	if err := t.expect(ctx, tasktypes.Status_RUNNING); err != nil {
+		return fmt.Errorf("pause %w", err)
+	}
 	_, err = t.service().Pause(ctx, &tasks.PauseTaskRequest{ContainerID: t.ledger.id})
 	return failed(err, "%s: pause", t.handle)
+}
+
+// expect finds a task in another state out before a runtime is asked, which some
+// refuse without a class and others do not.
+func (t *task) expect(ctx context.Context, want tasktypes.Status) error {
+	state, err := t.client.state(ctx, t.ledger.id, "")
+	if err != nil {
+		return err
+	}
+	if state.Status != want {
+		return fmt.Errorf("%s: it is %s: %w", t.handle, strings.ToLower(state.Status.String()), errdefs.ErrFailedPrecondition)
+	}
+	return nil
 }
 
 func (t *task) Resume(ctx context.Context) error {
@@ -224,6 +241,12 @@ func (t *task) Exec(ctx context.Context, processID string, spec *specs.Process, 
 	if err := t.ledger.waitForRoom(ctx); err != nil {
 		return nil, err
 	}
+	if err := t.expect(ctx, tasktypes.Status_RUNNING); err != nil {
+		return nil, fmt.Errorf("exec in %w", err)
+	}
+	if err := t.clearExec(ctx, processID); err != nil {
+		return nil, fmt.Errorf("exec in %s: %w", t.handle, err)
+	}
 	p, err := t.ledger.ownExec(t.run, processID)
 	if err != nil {
 		return nil, err
@@ -243,6 +266,27 @@ func (t *task) Exec(ctx context.Context, processID string, spec *specs.Process, 
 		t.client.log.WithError(err).WithField("container", t.ledger.id).WithField("exec", processID).Warn("stdin stays open")
 	}
 	return h, nil
+}
+
+// clearExec removes what an earlier attempt to make the exec left.
+func (t *task) clearExec(ctx context.Context, id string) error {
+	t.ledger.mu.Lock()
+	old := t.run.exec(id, 0)
+	left := old != nil && old.own && !old.started && !old.calling && !old.removed
+	t.ledger.mu.Unlock()
+	if !left {
+		return nil
+	}
+	h := newHandle(t.ledger, t.run, old, stdio{})
+	state, err := h.observe(ctx)
+	if err == nil && state.Status == tasktypes.Status_CREATED {
+		_, err = h.delete(ctx)
+	}
+	if errdefs.IsNotFound(err) || err == nil && state.Status == tasktypes.Status_CREATED {
+		t.ledger.removed(old)
+		return nil
+	}
+	return err
 }
 
 // startExec adds the exec and starts it. What it leaves if it fails is removed; a
@@ -306,7 +350,7 @@ func (t *task) undoExec(ctx context.Context, h *handle, cause error) error {
 		err = h.Kill(ctx, syscall.SIGKILL)
 		return err // its exit is told when it comes
 	}
-	if err == nil && state.Status == tasktypes.Status_STOPPED && t.ledger.mayHaveStarted(h.proc) {
+	if err == nil && ran(state) && t.ledger.mayHaveStarted(h.proc) {
 		t.ledger.update(func() { // it was started, and has ended by itself
 			h.proc.startedLocked(state.Pid)
 			h.proc.exitLocked(exitOf(state.ExitStatus, state.ExitedAt))

@@ -44,10 +44,10 @@ func (l *ledger) tell(ctx context.Context) {
 		}
 		n := l.untold[0]
 		l.mu.Unlock()
-		if n.phase == phaseExited {
+		if n.phase >= phaseStarted {
 			// Should this program be killed before the backend's answer is written
 			// down, the next one tells the same, even if the server has forgotten.
-			l.saveOr("an exit may be told otherwise after a restart")
+			l.saveOr("an event may be told otherwise after a restart")
 		}
 		if !l.deliver(ctx, n) {
 			continue // the client was closed

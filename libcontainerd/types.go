@@ -34,7 +34,8 @@ type EventInfo struct {
 	// ProcessID is the exec's id, or the container's, or the sandbox's, for its
 	// first process.
 	ProcessID string
-	// Pid is in the host's PID namespace; 0 before an exec started.
+	// Pid is in the host's PID namespace; 0 before an exec or a sandbox started, or
+	// if the server does not say.
 	Pid uint32
 	// ExitCode is 128 plus the signal for a process that a signal ended.
 	ExitCode uint32
@@ -76,7 +77,8 @@ type Client interface {
 	Version(ctx context.Context) (containerd.Version, error)
 	// LoadContainer returns a container that exists, and lets the backend know what
 	// it missed of it. NotFound: there is none; what the backend was owed when the
-	// container went is told all the same. It may be repeated.
+	// container went is told all the same. DataLoss: what the backend was told is not
+	// known, for the container's record in StateDir cannot be read. It may be repeated.
 	LoadContainer(ctx context.Context, containerID string) (Container, error)
 	// NewContainer makes a container of the spec; shim is the runtime's name, such
 	// as io.containerd.runc.v2, and runtimeOptions its options or nil.
@@ -99,8 +101,8 @@ type Container interface {
 	// NewTask creates the container's first process, which Start then lets run.
 	// checkpointDir, if not empty, has what CreateCheckpoint left. A terminal is
 	// made if the container's spec asks for one. AlreadyExists: the container has a
-	// task. It may be repeated after ErrUnavailable: what the first attempt left is
-	// removed before.
+	// task. ResourceExhausted: the backend is too far behind. It may be repeated
+	// after ErrUnavailable: what the first attempt left is removed before.
 	NewTask(ctx context.Context, checkpointDir string, withStdin bool, attachStdio StdioCallback) (Task, error)
 	// Start is NewTask and the task's Start in one; if that fails no task is left.
 	Start(ctx context.Context, checkpointDir string, withStdin bool, attachStdio StdioCallback) (Task, error)
@@ -138,9 +140,10 @@ type Task interface {
 	// Status asks for the task's state. NotFound: it is gone.
 	Status(ctx context.Context) (containerd.Status, error)
 	// Exec starts a further process in the container. AlreadyExists: the id is
-	// taken. FailedPrecondition: the container does not run. It may be repeated
-	// after ErrUnavailable: what the first attempt left is removed before, and if
-	// its process started the repetition says AlreadyExists.
+	// taken. FailedPrecondition: the container does not run. ResourceExhausted: the
+	// backend is too far behind. It may be repeated after ErrUnavailable: what the
+	// first attempt left is removed before, and if its process started the
+	// repetition says AlreadyExists.
 	Exec(ctx context.Context, processID string, spec *specs.Process, withStdin bool, attachStdio StdioCallback) (Process, error)
 	// UpdateResources sets the limits of the container's cgroup; what is nil stays.
 	// It may be repeated.

@@ -10,11 +10,13 @@ import (
 )
 
 // retryFirst and retryLast bound the wait between two questions to a server that
-// does not answer; goneGrace is how long an exit may come after the news that its
-// process was deleted.
+// does not answer; eventGrace is how much earlier than its event an exit may be
+// learned, and goneGrace how long it may come after the news that its process was
+// deleted.
 const (
 	retryFirst = 50 * time.Millisecond
 	retryLast  = 2 * time.Second
+	eventGrace = time.Second
 	goneGrace  = 5 * time.Second
 )
 
@@ -36,6 +38,13 @@ func (l *ledger) watch(ctx context.Context, r *run, p *process) {
 		e, err := l.await(ctx, r, p, certain)
 		switch {
 		case err == nil:
+			if l.client.hears.Load() {
+				select { // the event, for an oom may come before it
+				case <-p.exited:
+				case <-ctx.Done():
+				case <-time.After(eventGrace):
+				}
+			}
 			l.exit(p, e)
 			return
 		case errdefs.IsNotFound(err):

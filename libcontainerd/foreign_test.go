@@ -1,0 +1,118 @@
+package libcontainerd_test
+
+import (
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/containerd/errdefs"
+)
+
+// bubble runs the test in no time; when it ends no goroutine may be left.
+func bubble(t *testing.T, next func() *mood, test func(w *world)) {
+	t.Helper()
+	synctest.Test(t, func(t *testing.T) {
+		if next != nil {
+			test(newWorld(t, next()))
+			return
+		}
+		test(newWorld(t, nil))
+	})
+}
+
+func TestOtherProgramIsHeard(t *testing.T) {
+	bubble(t, nil, func(w *world) {
+		w.has("k")
+		w.load("k")
+		w.do("k", "csASXD")
+		w.expect("k", "create", "start", "exec-added e", "exec-started e", "exit e 7")
+		w.do("k", "p")
+		w.expect("k", "create", "start", "exec-added e", "exec-started e", "exit e 7", "paused")
+		w.do("k", "ro")
+		w.do("k", "xdcsxd")
+		w.expect("k", "create", "start", "exec-added e", "exec-started e", "exit e 7", "paused", "resumed", "oom", "exit 9",
+			"create", "start", "exit 9")
+		w.end()
+		w.must(w.log.Check(true))
+	})
+}
+
+// TestOtherProgramIsFoundOut: what happens while the client hears nothing.
+func TestOtherProgramIsFoundOut(t *testing.T) {
+	tests := map[string]struct {
+		before, away string
+		want         []string
+	}{
+		"start":           {"", "cs", []string{"create", "start"}},
+		"start and exit":  {"", "csx", []string{"create", "start", "exit 9"}},
+		"gone unseen":     {"", "csxd", nil},
+		"exec":            {"cs", "AS", []string{"create", "start", "exec-added e", "exec-started e"}},
+		"exec's exit":     {"csAS", "X", []string{"create", "start", "exec-added e", "exec-started e", "exit e 7"}},
+		"exec unseen":     {"cs", "ASX", []string{"create", "start"}},
+		"paused":          {"cs", "p", []string{"create", "start", "paused"}},
+		"started, paused": {"", "csp", []string{"create", "start", "paused"}},
+		"resumed":         {"csp", "r", []string{"create", "start", "paused", "resumed"}},
+		"paused unseen":   {"cs", "pr", []string{"create", "start"}},
+		"oom":             {"cs", "ooo", []string{"create", "start", "oom"}},
+		"another oom":     {"cso", "oo", []string{"create", "start", "oom"}},
+		"exit":            {"cs", "x", []string{"create", "start", "exit 9"}},
+		"lost exit":       {"cs", "xd", []string{"create", "start", "exit 255 lost"}},
+		"lost, with exec": {"csAS", "xd", []string{"create", "start", "exec-added e", "exec-started e", "exit e 255 lost", "exit 255 lost"}},
+		"replaced":        {"csAS", "xdcs", []string{"create", "start", "exec-added e", "exec-started e", "exit e 255 lost", "exit 255 lost", "create", "start"}},
+		"exec replaced":   {"csAS", "XDAS", []string{"create", "start", "exec-added e", "exec-started e", "exit e 255 lost", "exec-added e", "exec-started e"}},
+		"replaced unseen": {"c", "sxdcs", []string{"create", "create", "start"}},
+	}
+	for name, test := range tests {
+		for _, restarted := range []bool{false, true} {
+			if restarted {
+				name += ", restarted"
+			}
+			t.Run(name, func(t *testing.T) {
+				bubble(t, nil, func(w *world) {
+					w.has("k")
+					w.load("k")
+					w.do("k", test.before)
+					synctest.Wait()
+					if restarted {
+						w.end()
+						w.do("k", test.away)
+						w.begin(w.log)
+						w.load("k")
+					} else {
+						w.f.cut(true)
+						w.do("k", test.away)
+						w.f.cut(false)
+						w.hears()
+					}
+					time.Sleep(time.Minute) // of the bubble's: whatever may come has come
+					w.expect("k", test.want...)
+					w.end()
+					w.must(w.log.Check(false))
+				})
+			})
+		}
+	}
+}
+
+func TestExitOfADeletedContainer(t *testing.T) {
+	bubble(t, nil, func(w *world) {
+		w.has("k", "l")
+		w.load("k")
+		w.load("l")
+		w.do("k", "cs")
+		w.expect("k", "create", "start")
+		w.end()
+		w.do("k", "xdK")
+		w.begin(w.log)
+		for range 2 {
+			if _, err := w.c.LoadContainer(w.ctx, "k"); !errdefs.IsNotFound(err) {
+				t.Errorf("load: %v", err)
+			}
+		}
+		w.expect("k", "create", "start", "exit 255 lost")
+		w.end()
+		if !w.empty() {
+			t.Error("something is left in the state directory")
+		}
+	})
+}

@@ -1,0 +1,267 @@
+package libcontainerd_test
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/runtime-spec/specs-go"
+
+	"caisson/libcontainerd"
+	"caisson/libcontainerd/eventtest"
+)
+
+// program is one life of the calling program. A kill takes it between two events, or
+// after the backend took one and before that was written down.
+type program struct {
+	next libcontainerd.Backend
+
+	mu     sync.Mutex
+	killed bool
+	last   map[string]eventtest.Event // that the program before took, of each container
+}
+
+func (p *program) ProcessEvent(id string, event libcontainerd.EventType, ei libcontainerd.EventInfo) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.killed {
+		return errors.New("killed")
+	}
+	last, ok := p.last[id]
+	if ok && same(last, eventtest.Event{ID: id, Type: event, Info: ei}) {
+		delete(p.last, id)
+		return nil
+	}
+	switch last.Type {
+	case libcontainerd.EventStart, libcontainerd.EventExecStarted, libcontainerd.EventExit:
+		if last.Info.SandboxID == "" {
+			break // no other is the same
+		}
+		fallthrough
+	default:
+		delete(p.last, id)
+	}
+	return p.next.ProcessEvent(id, event, ei)
+}
+
+func same(a, b eventtest.Event) bool {
+	lost := errdefs.IsDataLoss(a.Info.Error) == errdefs.IsDataLoss(b.Info.Error)
+	at := a.Info.ExitedAt.Equal(b.Info.ExitedAt)
+	a.Info.Error, b.Info.Error, a.Info.ExitedAt, b.Info.ExitedAt = nil, nil, time.Time{}, time.Time{}
+	return a == b && lost && at
+}
+
+// kill ends the program and returns its successor.
+func (p *program) kill(log *eventtest.Log) *program {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.killed = true
+	next := &program{next: p.next, last: map[string]eventtest.Event{}}
+	for _, e := range log.Events("") {
+		next.last[e.ID] = e
+	}
+	return next
+}
+
+// TestKilledBeforeItIsWrittenDown kills the program after each event that the
+// backend took: the event comes again, with the same content, and no other does.
+func TestKilledBeforeItIsWrittenDown(t *testing.T) {
+	steps := []struct {
+		do   string
+		want string
+	}{{"c", "create"}, {"s", "start"}, {"A", "exec-added e"}, {"S", "exec-started e"}, {"p", "paused"}, {"r", "resumed"},
+		{"X", "exit e 7"}, {"o", "oom"}, {"x", "exit 9"}}
+	for kill := range steps {
+		t.Run(steps[kill].want, func(t *testing.T) {
+			m := &mood{act: content}
+			bubble(t, func() *mood { return m }, func(w *world) {
+				taken := 0
+				log := &eventtest.Log{Next: m}
+				w.end()
+				w.log = log
+				w.begin(w.log)
+				w.has("k")
+				w.load("k")
+				var want, late []string
+				for i, step := range steps {
+					killed := make(chan struct{})
+					m.set(func(string, libcontainerd.EventType) error {
+						taken++
+						if i == kill && taken == i+1 {
+							w.f.cut(true)
+							w.move()
+							close(killed)
+						}
+						return nil
+					})
+					w.do("k", step.do)
+					want = append(append(want, late...), step.want)
+					late = nil
+					w.expect("k", want...)
+					if i == kill {
+						<-killed
+						w.end()
+						if step.do == "x" || step.do == "X" {
+							w.do("k", map[string]string{"x": "d", "X": "D"}[step.do]) // the server forgets as well
+						}
+						w.begin(w.log)
+						w.load("k")
+						if step.do != "A" {
+							want = append(want, step.want)
+						} else { // nobody can be asked about it before it starts
+							late = []string{step.want}
+						}
+						w.expect("k", want...)
+						time.Sleep(time.Minute)
+						w.expect("k", want...)
+						events := w.log.Events("k")
+						if a, b := events[i], events[len(want)-1]; !same(a, b) {
+							t.Errorf("told %s, then %s", a, b)
+						}
+					}
+				}
+				w.end()
+			})
+		})
+	}
+}
+
+func TestOneClientForADirectory(t *testing.T) {
+	bubble(t, nil, func(w *world) {
+		_, err := libcontainerd.New(w.ctx, w.f.connect(w.t), libcontainerd.Options{Namespace: namespace, StateDir: w.dir, Backend: w.log})
+		if !errdefs.IsFailedPrecondition(err) {
+			t.Errorf("second client: %v", err)
+		}
+		w.end()
+		w.begin(w.log)
+		w.end()
+		w.end() // Close may be repeated
+		if _, err := w.c.LoadContainer(w.ctx, "k"); !errors.Is(err, libcontainerd.ErrClosed) {
+			t.Errorf("closed client: %v", err)
+		}
+	})
+}
+
+// TestLateEvents: the stream is behind what calls have answered.
+func TestLateEvents(t *testing.T) {
+	w := newWorld(t, nil)
+	ctr, err := w.c.NewContainer(w.ctx, "k", spec(), "fake", nil)
+	w.must(err)
+	task, err := ctr.Start(w.ctx, "", false, nil)
+	w.must(err)
+	w.expect("k", "create", "start")
+	w.f.hold()
+	want := []string{"create", "start"}
+	for range 3 {
+		p, err := task.Exec(w.ctx, "e", &specs.Process{Args: []string{"true"}}, false, nil)
+		w.must(err)
+		w.f.end("k", "e", 7)
+		_, err = p.Delete(w.ctx)
+		w.must(err)
+		want = append(want, "exec-added e", "exec-started e", "exit e 7")
+		w.expect("k", want...)
+	}
+	w.must(task.Pause(w.ctx))
+	w.must(task.Resume(w.ctx))
+	p, err := task.Exec(w.ctx, "e", &specs.Process{Args: []string{"true"}}, false, nil)
+	w.must(err)
+	w.expect("k", append(want, "exec-added e", "exec-started e")...)
+	w.f.release()
+	w.f.end("k", "e", 8)
+	_, err = w.log.Wait(w.ctx, func(e eventtest.Event) bool { return short(e) == "exit e 8" })
+	w.must(err)
+	_, err = p.Delete(w.ctx)
+	w.must(err)
+	w.f.hold()
+	w.must(task.ForceDelete(w.ctx))
+	task, err = ctr.Start(w.ctx, "", false, nil)
+	w.must(err)
+	w.f.release()
+	w.must(task.ForceDelete(w.ctx))
+	w.must(ctr.Delete(w.ctx))
+	_, err = w.log.Wait(w.ctx, func(eventtest.Event) bool { // the second task's
+		told := w.told("k")
+		return told[len(told)-1] == "exit 137" && slices.Index(told, "exit 137") < len(told)-1
+	})
+	w.must(err)
+	w.end()
+	w.must(w.log.Check(true))
+	got := slices.DeleteFunc(w.told("k"), func(s string) bool { return s == "paused" || s == "resumed" })
+	want = append(want, "exec-added e", "exec-started e", "exit e 8", "exit 137", "create", "start", "exit 137")
+	if !slices.Equal(got, want) {
+		t.Errorf("told %q, want %q", got, want)
+	}
+}
+
+func TestExecWaitsForRoom(t *testing.T) {
+	m := &mood{act: content}
+	w := newWorld(t, m)
+	release := make(chan struct{})
+	m.set(func(string, libcontainerd.EventType) error { <-release; return nil })
+	ctr, err := w.c.NewContainer(w.ctx, "k", spec(), "fake", nil)
+	w.must(err)
+	task, err := ctr.Start(w.ctx, "", false, nil)
+	w.must(err)
+	exec := func(ctx context.Context) error {
+		p, err := task.Exec(ctx, "e", &specs.Process{Args: []string{"true"}}, false, nil)
+		if err != nil {
+			return err
+		}
+		w.f.end("k", "e", 0)
+		_, err = p.Delete(w.ctx)
+		return err
+	}
+	n := 0
+	for ; err == nil && n < 200; n++ {
+		ctx, cancel := context.WithTimeout(w.ctx, 300*time.Millisecond)
+		err = exec(ctx)
+		cancel()
+	}
+	if !errdefs.IsResourceExhausted(err) || n < 40 {
+		t.Errorf("after %d execs: %v", n, err)
+	}
+	close(release)
+	w.must(exec(w.ctx))
+	w.must(task.ForceDelete(w.ctx))
+	w.must(ctr.Delete(w.ctx))
+	_, err = w.log.Wait(w.ctx, func(e eventtest.Event) bool { return short(e) == "exit 137" })
+	w.must(err)
+	w.end()
+	w.must(w.log.Check(true))
+	if !w.empty() {
+		t.Error("something is left in the state directory")
+	}
+}
+
+// TestEngineDeletesFromItsBackend: a daemon deletes the task and the container while
+// it is told of the exit.
+func TestEngineDeletesFromItsBackend(t *testing.T) {
+	m := &mood{act: content}
+	w := newWorld(t, m)
+	ctr, err := w.c.NewContainer(w.ctx, "k", spec(), "fake", nil)
+	w.must(err)
+	task, err := ctr.Start(w.ctx, "", true, nil)
+	w.must(err)
+	m.set(func(_ string, event libcontainerd.EventType) error {
+		if event != libcontainerd.EventExit {
+			return nil
+		}
+		_, err := task.Delete(w.ctx)
+		return errors.Join(err, ctr.Delete(w.ctx))
+	})
+	w.f.end("k", "", 3)
+	w.expect("k", "create", "start", "exit 3")
+	w.end()
+	if !w.empty() {
+		t.Error("something is left in the state directory")
+	}
+}
+
+func TestSandbox(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) { sandboxLife(newWorld(t, nil)) })
+}
