@@ -86,4 +86,3 @@ func (f *conn) exists(id, exec string) error {
 		return err
 	})
 }
-
