@@ -153,7 +153,11 @@ func (c *container) AttachTask(ctx context.Context, attachStdio StdioCallback) (
 		return nil, err
 	}
 	std := t.stdio
-	if err := std.connect(cio.Config{Terminal: state.Terminal, Stdin: state.Stdin, Stdout: state.Stdout, Stderr: state.Stderr}, attachStdio); err != nil {
+	var opened func(*cio.DirectIO)
+	if state.Status != tasktypes.Status_STOPPED {
+		opened = func(dio *cio.DirectIO) { awaitOutput(ctx, dio) }
+	}
+	if err := std.connect(cio.Config{Terminal: state.Terminal, Stdin: state.Stdin, Stdout: state.Stdout, Stderr: state.Stderr}, attachStdio, opened); err != nil {
 		return nil, fmt.Errorf("container %q: attach: %w", c.ledger.id, err)
 	}
 	t = c.task(t.run, std)

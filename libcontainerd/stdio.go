@@ -39,7 +39,7 @@ func (l *ledger) stdio(processID string, withStdin, terminal bool, attach StdioC
 	if !terminal {
 		cfg.Stderr = filepath.Join(std.dir, "stderr")
 	}
-	if err := std.connect(cfg, attach); err != nil {
+	if err := std.connect(cfg, attach, nil); err != nil {
 		return stdio{}, errors.Join(fmt.Errorf("stdio of %q: %w", processID, err), os.RemoveAll(std.dir))
 	}
 	return std, nil
@@ -93,8 +93,8 @@ func (l *ledger) dropStdio(r *run, std stdio) {
 
 // connect opens the FIFOs, which are made where they are not, and passes them to
 // the engine. They are left when their reader closes them: the process goes on
-// with them until it is deleted.
-func (std *stdio) connect(cfg cio.Config, attach StdioCallback) error {
+// with them until it is deleted. opened, if not nil, waits before.
+func (std *stdio) connect(cfg cio.Config, attach StdioCallback, opened func(*cio.DirectIO)) error {
 	dio, err := cio.NewDirectIO(context.Background(), cio.NewFIFOSet(cfg, nil))
 	if err != nil {
 		dio.Cancel()
@@ -105,6 +105,9 @@ func (std *stdio) connect(cfg cio.Config, attach StdioCallback) error {
 		dio.Stdin = std.in
 	}
 	std.io = dio
+	if opened != nil {
+		opened(dio)
+	}
 	if attach == nil {
 		return nil
 	}
@@ -120,7 +123,29 @@ func (std *stdio) connect(cfg cio.Config, attach StdioCallback) error {
 	return nil
 }
 
-// openTimeout is how long a server may take to open a process's stdin.
+// awaitOutput returns when the FIFOs of the output are open for reading, which they
+// are soon if the server still has them for writing: a process that ends before
+// would take its output with it.
+func awaitOutput(ctx context.Context, dio *cio.DirectIO) {
+	ctx, cancel := context.WithTimeout(ctx, openTimeout)
+	defer cancel()
+	for _, output := range []io.ReadCloser{dio.Stdout, dio.Stderr} {
+		if output == nil {
+			continue
+		}
+		opened := make(chan struct{})
+		go func() { // until it is closed, at the latest
+			defer close(opened)
+			_, _ = output.Read(nil) // returns when it is open
+		}()
+		select {
+		case <-opened:
+		case <-ctx.Done():
+		}
+	}
+}
+
+// openTimeout is how long a server may take to open its end of a FIFO.
 const openTimeout = 2 * time.Second
 
 // stdin is the engine's end of a process's stdin. Closing it lets the process see
