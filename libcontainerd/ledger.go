@@ -237,7 +237,7 @@ func (l *ledger) queueProcessLocked(p *process, upTo phase) {
 
 func (l *ledger) notice(p *process, ph phase) notice {
 	n := notice{info: l.info(p.id), proc: p, phase: ph}
-	if ph > phaseAdded || p.id == "" {
+	if ph > phaseAdded || p.id == "" && l.kind == containers {
 		n.info.Pid = p.pid
 	}
 	switch {

@@ -23,7 +23,7 @@ type program struct {
 
 	mu     sync.Mutex
 	killed bool
-	last   map[string]eventtest.Event // that the program before took, of each container
+	last   map[string][]eventtest.Event // that the programs before took, of each container
 }
 
 func (p *program) ProcessEvent(id string, event libcontainerd.EventType, ei libcontainerd.EventInfo) error {
@@ -32,21 +32,23 @@ func (p *program) ProcessEvent(id string, event libcontainerd.EventType, ei libc
 	if p.killed {
 		return errors.New("killed")
 	}
-	last, ok := p.last[id]
-	if ok && same(last, eventtest.Event{ID: id, Type: event, Info: ei}) {
-		delete(p.last, id)
+	now := eventtest.Event{ID: id, Type: event, Info: ei}
+	last := p.last[id]
+	if i := slices.IndexFunc(last, func(e eventtest.Event) bool { return same(e, now) }); i >= 0 {
+		p.last[id] = slices.Delete(last, i, i+1)
 		return nil
 	}
-	switch last.Type {
-	case libcontainerd.EventStart, libcontainerd.EventExecStarted, libcontainerd.EventExit:
-		if last.Info.SandboxID == "" {
-			break // no other is the same
-		}
-		fallthrough
-	default:
-		delete(p.last, id)
-	}
+	p.last[id] = slices.DeleteFunc(last, mayRecur)
 	return p.next.ProcessEvent(id, event, ei)
+}
+
+// mayRecur: a later event may be the same in earnest.
+func mayRecur(e eventtest.Event) bool {
+	switch e.Type {
+	case libcontainerd.EventStart, libcontainerd.EventExecStarted, libcontainerd.EventExit:
+		return e.Info.Pid == 0
+	}
+	return true
 }
 
 func same(a, b eventtest.Event) bool {
@@ -61,9 +63,13 @@ func (p *program) kill(log *eventtest.Log) *program {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.killed = true
-	next := &program{next: p.next, last: map[string]eventtest.Event{}}
+	next := &program{next: p.next, last: map[string][]eventtest.Event{}}
+	last := map[string]eventtest.Event{}
 	for _, e := range log.Events("") {
-		next.last[e.ID] = e
+		last[e.ID] = e
+	}
+	for id, e := range last {
+		next.last[id] = append(slices.Clone(p.last[id]), e)
 	}
 	return next
 }

@@ -16,6 +16,7 @@ import (
 
 	"github.com/containerd/containerd/api/services/tasks/v1"
 	"github.com/containerd/containerd/v2/core/sandbox"
+	"github.com/containerd/containerd/v2/pkg/cio"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -63,6 +64,30 @@ type life struct {
 	id     string
 	client func() libcontainerd.Client
 	log    *eventtest.Log
+	pipes  *pipes
+}
+
+// pipes are a program's ends of its containers' FIFOs, which its end closes.
+type pipes struct {
+	mu  sync.Mutex
+	all []*cio.DirectIO
+}
+
+func (p *pipes) attach(dio *cio.DirectIO) (cio.IO, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.all = append(p.all, dio)
+	return dio, nil
+}
+
+func (p *pipes) close() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, dio := range p.all {
+		dio.Cancel()
+		_ = dio.Close() // perhaps again
+	}
+	p.all = nil
 }
 
 func (l *life) run(ctx context.Context) error {
@@ -104,7 +129,7 @@ func (l *life) once(ctx context.Context, ctr libcontainerd.Container) error {
 		if err := fresh(); err != nil {
 			return err
 		}
-		t, err := ctr.Start(ctx, "", l.random.IntN(2) == 0, nil)
+		t, err := ctr.Start(ctx, "", l.random.IntN(2) == 0, l.pipes.attach)
 		if errdefs.IsAlreadyExists(err) { // of an attempt that a closed client made
 			t, err = ctr.Task(ctx)
 			if err == nil {
@@ -125,7 +150,7 @@ func (l *life) once(ctx context.Context, ctr libcontainerd.Container) error {
 	}
 	for i := range l.random.IntN(4) {
 		exec := fmt.Sprintf("exec%d", i)
-		p, err := task.Exec(ctx, exec, &specs.Process{Args: []string{"true"}}, false, nil)
+		p, err := task.Exec(ctx, exec, &specs.Process{Args: []string{"true"}}, false, l.pipes.attach)
 		if err != nil {
 			l.t.Logf("%s: exec %s: %v", l.id, exec, err) // the client was closed, or the container ended
 			continue
@@ -244,10 +269,12 @@ func randomRound(t *testing.T, seed uint64) {
 	f.lost = 0.05
 	dir := t.TempDir()
 	events := &eventtest.Log{Next: &moody{random: rand.New(rand.NewPCG(seed, 2))}}
-	prog := &program{next: events}
+	prog := &program{next: events, last: map[string][]eventtest.Event{}}
 	ctx, cancel := context.WithTimeout(testContext(), 30*time.Second)
 	defer cancel()
 
+	fifos := &pipes{}
+	defer fifos.close()
 	var mu sync.Mutex
 	current := newClient(t, f, dir, prog)
 	client := func() libcontainerd.Client {
@@ -258,7 +285,7 @@ func randomRound(t *testing.T, seed uint64) {
 	var ids []string
 	var lives sync.WaitGroup
 	for i := range 9 {
-		l := &life{t: t, fake: f, random: rand.New(rand.NewPCG(seed, uint64(10+i))), id: fmt.Sprintf("c%d", i), client: client, log: events}
+		l := &life{t: t, fake: f, random: rand.New(rand.NewPCG(seed, uint64(10+i))), id: fmt.Sprintf("c%d", i), client: client, log: events, pipes: fifos}
 		ids = append(ids, l.id)
 		run := l.run
 		if i >= 7 {
@@ -274,6 +301,7 @@ func randomRound(t *testing.T, seed uint64) {
 		if err := current.Close(); err != nil {
 			t.Error(err)
 		}
+		fifos.close()
 		current = newClient(t, f, dir, prog)
 	}
 	done := make(chan struct{})

@@ -157,12 +157,10 @@ var errIgnored = fmt.Errorf("not followed")
 
 func (c *client) applyEvent(v any) error {
 	switch e := v.(type) {
-	case *apievents.SandboxCreate:
-		return c.applySandbox(e.SandboxID, func(p *process) { p.added = true })
 	case *apievents.SandboxStart:
 		return c.sandboxStarted(e.SandboxID)
-	case *apievents.SandboxExit:
-		return c.applySandbox(e.SandboxID, func(p *process) { p.exitLocked(exitOf(e.ExitStatus, e.ExitedAt)) })
+	case *apievents.SandboxCreate, *apievents.SandboxExit:
+		return errIgnored // who creates one knows, and who knows one waits for its exit
 	}
 	named, ok := v.(interface{ GetContainerID() string })
 	if !ok {
@@ -205,31 +203,20 @@ func (c *client) applyEvent(v any) error {
 	return nil
 }
 
-func (c *client) applySandbox(id string, change func(*process)) error {
-	l := c.ledger(sandboxes, id)
-	if l == nil {
-		return errIgnored
-	}
-	l.sandbox(change)
-	return nil
-}
-
-// sandboxStarted asks for the pid, which the event does not have, unless a call is
-// about to bring it.
+// sandboxStarted asks whether it is this sandbox that started, and for its pid: the
+// event may be late and about an earlier one of the id.
 func (c *client) sandboxStarted(id string) error {
 	l := c.ledger(sandboxes, id)
 	if l == nil {
 		return errIgnored
 	}
 	var known bool
-	l.sandbox(func(p *process) { known = p.calling || p.started })
+	l.sandbox(func(p *process) {
+		known = p.calling || p.started
+		p.starting = p.starting || !known
+	})
 	if !known {
-		c.spawn(func(ctx context.Context) {
-			if err := c.reconcile(ctx, l); err != nil {
-				c.log.WithError(err).WithField("sandbox", id).Debug("state not known yet")
-			}
-			l.sandbox(func(p *process) { p.startedLocked(0) }) // whatever the answer was
-		})
+		c.ask(l)
 	}
 	return nil
 }

@@ -38,7 +38,7 @@ func (l *ledger) watch(ctx context.Context, r *run, p *process) {
 		e, err := l.await(ctx, r, p, certain)
 		switch {
 		case err == nil:
-			if l.client.hears.Load() {
+			if l.kind == containers && l.client.hears.Load() {
 				select { // the event, for an oom may come before it
 				case <-p.exited:
 				case <-ctx.Done():
