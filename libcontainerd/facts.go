@@ -232,7 +232,10 @@ func (l *ledger) removed(p *process) {
 
 func (l *ledger) removedLocked(p *process) {
 	p.removed, p.starting = true, false
-	if p.started {
+	switch {
+	case p.learned != nil:
+		p.exitLocked(*p.learned)
+	case p.started:
 		p.exitLocked(lostExit(l.id, "it was deleted while nobody listened"))
 	}
 }

@@ -82,6 +82,7 @@ type process struct {
 	loaded   bool // an earlier program knew it
 	exit     *exit
 	exited   chan struct{} // closed when exit is set
+	learned  *exit         // that will be the exit if no event comes soon
 	watched  bool          // a goroutine waits for its exit
 	removed  bool          // the server has forgotten it
 

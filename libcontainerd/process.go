@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -201,7 +202,7 @@ func (h *handle) Delete(ctx context.Context) (*containerd.ExitStatus, error) {
 			return nil, fmt.Errorf("%s: delete: its output was not read to the end: %w", h, ctx.Err())
 		}
 	}
-	if err := h.settleExecs(ctx); err != nil {
+	if err := h.settle(ctx); err != nil {
 		return nil, err
 	}
 	if err := h.ledger.save(); err != nil {
@@ -244,39 +245,50 @@ func (h *handle) undeletable(state *tasktypes.Process) bool {
 	return running(state.Status) && h.proc.exit == nil
 }
 
-// settleExecs learns how the execs of a container ended that is about to be deleted:
-// the server forgets them with it.
-func (h *handle) settleExecs(ctx context.Context) error {
-	if h.proc.id != "" {
-		return nil
+// settle learns how the process ended that is about to be deleted, and if it is a
+// container's how its execs did: the server forgets them with it.
+func (h *handle) settle(ctx context.Context) error {
+	if h.proc.id == "" {
+		for _, p := range h.liveExecs() {
+			if err := h.client.reconcileExec(ctx, h.ledger, p); err != nil {
+				return fmt.Errorf("%s: delete: %w", h, err)
+			}
+		}
 	}
+	for _, p := range h.waiting() {
+		e, err := h.ledger.await(ctx, h.run, p, true)
+		if err != nil && !errdefs.IsNotFound(err) {
+			return fmt.Errorf("%s: delete: %w", h, err)
+		}
+		if err == nil {
+			h.ledger.exit(p, e)
+		}
+	}
+	return nil
+}
+
+func (h *handle) liveExecs() []asked {
 	h.ledger.mu.Lock()
+	defer h.ledger.mu.Unlock()
 	var execs []asked
 	for _, p := range h.run.execs {
 		if p.live() {
 			execs = append(execs, asked{p, p.calls})
 		}
 	}
-	h.ledger.mu.Unlock()
-	for _, p := range execs {
-		if err := h.client.reconcileExec(ctx, h.ledger, p); err != nil {
-			return fmt.Errorf("%s: delete: %w", h, err)
-		}
-		h.ledger.mu.Lock()
-		waiting := p.started && p.exit == nil
-		h.ledger.mu.Unlock()
-		if !waiting {
-			continue
-		}
-		e, err := h.ledger.await(ctx, h.run, p.process, true)
-		if err != nil && !errdefs.IsNotFound(err) {
-			return fmt.Errorf("%s: delete: %w", h, err)
-		}
-		if err == nil {
-			h.ledger.exit(p.process, e)
-		}
+	return execs
+}
+
+// waiting are those of the process, and its execs if it is a container's, whose exit
+// is not known.
+func (h *handle) waiting() []*process {
+	h.ledger.mu.Lock()
+	defer h.ledger.mu.Unlock()
+	all := []*process{h.proc}
+	if h.proc.id == "" {
+		all = append(all, h.run.execs...)
 	}
-	return nil
+	return slices.DeleteFunc(all, func(p *process) bool { return !p.started || p.exit != nil })
 }
 
 func (h *handle) delete(ctx context.Context) (*containerd.ExitStatus, error) {

@@ -133,6 +133,14 @@ func (l *ledger) notFoundLocked(a asked) {
 	}
 }
 
+// stopped takes the exit from the state. A shim that has just lost the process does
+// not know it yet; who waits for the process then learns it.
+func (p *process) stoppedLocked(state *tasktypes.Process) {
+	if state.ExitedAt.AsTime().Unix() > 0 {
+		p.exitLocked(exitOf(state.ExitStatus, state.ExitedAt))
+	}
+}
+
 // observe writes down the state of the container's task and returns its run; nil:
 // the state is out of date. One that has stopped had started, unless the client
 // knows that nobody asked for that.
@@ -157,7 +165,7 @@ func (l *ledger) observe(before view, state *tasktypes.Process) (r *run) {
 			if !own || p.starting {
 				p.startedLocked(state.Pid)
 			}
-			p.exitLocked(exitOf(state.ExitStatus, state.ExitedAt))
+			p.stoppedLocked(state)
 		case state.Status == tasktypes.Status_CREATED && own && before.init.idleLocked():
 			p.starting = false
 		}
@@ -191,7 +199,7 @@ func (l *ledger) observeExec(p asked, state *tasktypes.Process) {
 			p.startedLocked(state.Pid)
 		case ran(state):
 			p.startedLocked(state.Pid)
-			p.exitLocked(exitOf(state.ExitStatus, state.ExitedAt))
+			p.stoppedLocked(state)
 		case state.Status == tasktypes.Status_STOPPED:
 			p.starting = false // and never will
 		case state.Status == tasktypes.Status_CREATED && p.idleLocked():

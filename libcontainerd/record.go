@@ -73,7 +73,11 @@ func (l *ledger) save() error {
 }
 
 func (p *process) record() processRecord {
-	return processRecord{ID: p.id, Pid: p.pid, Added: p.added, Started: p.started, Starting: p.starting, Own: p.own, Removed: p.removed, Exit: p.exit, Told: p.told}
+	e := p.exit
+	if e == nil {
+		e = p.learned
+	}
+	return processRecord{ID: p.id, Pid: p.pid, Added: p.added, Started: p.started, Starting: p.starting, Own: p.own, Removed: p.removed, Exit: e, Told: p.told}
 }
 
 // load reads the record of an earlier program; without one nothing is known.

@@ -188,7 +188,7 @@ func (t *task) ForceDelete(ctx context.Context) error {
 			return err
 		}
 	}
-	if err := t.settleExecs(ctx); err != nil {
+	if err := t.settle(ctx); err != nil {
 		return err
 	}
 	if err := t.ledger.save(); err != nil {
@@ -353,7 +353,7 @@ func (t *task) undoExec(ctx context.Context, h *handle, cause error) error {
 	if err == nil && ran(state) && t.ledger.mayHaveStarted(h.proc) {
 		t.ledger.update(func() { // it was started, and has ended by itself
 			h.proc.startedLocked(state.Pid)
-			h.proc.exitLocked(exitOf(state.ExitStatus, state.ExitedAt))
+			h.proc.stoppedLocked(state)
 		})
 		err = t.ledger.save()
 	}

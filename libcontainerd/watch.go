@@ -39,6 +39,7 @@ func (l *ledger) watch(ctx context.Context, r *run, p *process) {
 		switch {
 		case err == nil:
 			if l.kind == containers && l.client.hears.Load() {
+				l.update(func() { p.learned = &e })
 				select { // the event, for an oom may come before it
 				case <-p.exited:
 				case <-ctx.Done():
