@@ -217,7 +217,7 @@ func endWriter(t *testing.T, cri *harness.CRI, p *stockPod) {
 	if status := cri.AwaitState(p.writer, runtime.ContainerState_CONTAINER_EXITED); status.ExitCode != 3 {
 		t.Errorf("exit code of the writer %d", status.ExitCode)
 	}
-	checkLog(t, filepath.Join(p.cfg.LogDirectory, "writer.log"))
+	checkLog(t, filepath.Join(p.cfg.LogDirectory, "writer.log"), len(restarts))
 }
 
 // checkExit compares when a container ended with when it was ended.

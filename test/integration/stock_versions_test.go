@@ -95,6 +95,6 @@ func smokeRestart(t *testing.T, opts daemon.Options) {
 	if status := cri.AwaitState(p.writer, runtime.ContainerState_CONTAINER_EXITED); status.ExitCode != 3 {
 		t.Errorf("exit code of the writer %d", status.ExitCode)
 	}
-	checkLog(t, filepath.Join(p.cfg.LogDirectory, "writer.log"))
+	checkLog(t, filepath.Join(p.cfg.LogDirectory, "writer.log"), 1)
 	cri.Remove(p.id)
 }
