@@ -85,6 +85,9 @@ type Runtime struct {
 	Default       string // OCI runtime: a name looked up in PATH, or an absolute path
 	Root          string // where the OCI runtime keeps its state; empty means <State>/runtime
 	SystemdCgroup bool   // let systemd make the cgroups
+	// CgroupParent holds the cgroups of sandboxes whose client names no parent;
+	// empty means /caisson, or /caisson.slice if systemd makes them.
+	CgroupParent string
 }
 
 // Network says how sandboxes that are not CRI's are connected.
@@ -127,12 +130,18 @@ func (c *Config) Complete() error {
 	if c.Runtime.Root == "" {
 		c.Runtime.Root = filepath.Join(c.State, "runtime")
 	}
+	if c.Runtime.CgroupParent == "" {
+		c.Runtime.CgroupParent = "/caisson"
+		if c.Runtime.SystemdCgroup {
+			c.Runtime.CgroupParent += ".slice"
+		}
+	}
 	for _, s := range c.settings() {
 		if err := s.check(); err != nil {
 			return invalid("%s: %v", s.key, err)
 		}
 	}
-	for _, p := range []*string{&c.Root, &c.State, &c.Address, &c.Runtime.Root, &c.Network.CNIConfDir, &c.Containerd.Address} {
+	for _, p := range []*string{&c.Root, &c.State, &c.Address, &c.Runtime.Root, &c.Runtime.CgroupParent, &c.Network.CNIConfDir, &c.Containerd.Address} {
 		*p = filepath.Clean(*p)
 	}
 	if within(c.Root, c.State) || within(c.State, c.Root) {
@@ -178,6 +187,7 @@ func (c *Config) settings() []setting {
 		{"log.format", func() error { return checkChoice(c.Log.Format, logFormats) }},
 		{"runtime.default", func() error { return checkBinary(c.Runtime.Default) }},
 		{"runtime.root", func() error { return checkPath(c.Runtime.Root) }},
+		{"runtime.cgroup_parent", func() error { return checkCgroup(c.Runtime.CgroupParent, c.Runtime.SystemdCgroup) }},
 		{"network.cni_conf_dir", func() error { return checkPath(c.Network.CNIConfDir) }},
 		{"network.default", func() error { return checkChoice(c.Network.Default, networks) }},
 		{"containerd.address", func() error { return checkPath(c.Containerd.Address) }},
@@ -214,6 +224,16 @@ func checkChoice(v string, choices []string) error {
 func checkBinary(v string) error {
 	if v == "" || strings.ContainsRune(v, 0) || strings.Contains(v, "/") && !filepath.IsAbs(v) {
 		return fmt.Errorf("%q must be the name of a program in PATH, such as runc or crun, or its absolute path", v)
+	}
+	return nil
+}
+
+func checkCgroup(p string, systemd bool) error {
+	if err := checkPath(p); err != nil {
+		return err
+	}
+	if systemd != strings.HasSuffix(p, ".slice") {
+		return fmt.Errorf("%q must end in .slice if runtime.systemd_cgroup is true, and must not if it is false", p)
 	}
 	return nil
 }

@@ -33,6 +33,7 @@ format = "json"
 default = "crun"
 root = "/run/c/oci"
 systemd_cgroup = true
+cgroup_parent = "/ci.slice"
 [network]
 cni_conf_dir = "/etc/cni"
 cni_bin_dirs = ["/a", "/b"]
@@ -46,7 +47,7 @@ address = "/run/other.sock"
 	want := Config{
 		Root: "/data/caisson", State: "/run/c", Address: "/run/c/api.sock", Engine: EngineNone,
 		Log:        Log{Level: "debug", Format: LogJSON},
-		Runtime:    Runtime{Default: "crun", Root: "/run/c/oci", SystemdCgroup: true},
+		Runtime:    Runtime{Default: "crun", Root: "/run/c/oci", SystemdCgroup: true, CgroupParent: "/ci.slice"},
 		Network:    Network{CNIConfDir: "/etc/cni", CNIBinDirs: []string{"/a", "/b"}, Default: NetworkHost},
 		Containerd: Containerd{Address: "/run/other.sock"},
 		File:       "/etc/caisson/config.toml",
@@ -146,6 +147,9 @@ func TestCompleteErrors(t *testing.T) {
 		"relative":     {func(c *Config) { c.Address = "sock" }, "absolute"},
 		"slash":        {func(c *Config) { c.Root = "/" }, "root of the file system"},
 		"long state":   {func(c *Config) { c.State = "/" + strings.Repeat("s", 100); c.Address = "/a" }, "shorter directory"},
+		"no slice":     {func(c *Config) { c.Runtime.SystemdCgroup, c.Runtime.CgroupParent = true, "/ci" }, "must end in .slice"},
+		"a slice":      {func(c *Config) { c.Runtime.CgroupParent = "/ci.slice" }, "must end in .slice"},
+		"no cgroup":    {func(c *Config) { c.Runtime.CgroupParent = "ci" }, "absolute"},
 		"long address": {func(c *Config) { c.Address = "/" + strings.Repeat("s", 100) }, "shorter path"},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -33,6 +33,7 @@ type file struct {
 		Default       *string `toml:"default"`
 		Root          *string `toml:"root"`
 		SystemdCgroup *bool   `toml:"systemd_cgroup"`
+		CgroupParent  *string `toml:"cgroup_parent"`
 	} `toml:"runtime"`
 	Network struct {
 		CNIConfDir *string  `toml:"cni_conf_dir"`
@@ -113,6 +114,7 @@ func (f *file) apply(c *Config) {
 	set(&c.Runtime.Default, f.Runtime.Default)
 	set(&c.Runtime.Root, f.Runtime.Root)
 	set(&c.Runtime.SystemdCgroup, f.Runtime.SystemdCgroup)
+	set(&c.Runtime.CgroupParent, f.Runtime.CgroupParent)
 	set(&c.Network.CNIConfDir, f.Network.CNIConfDir)
 	set(&c.Network.Default, f.Network.Default)
 	if f.Network.CNIBinDirs != nil {

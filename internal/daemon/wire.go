@@ -20,14 +20,6 @@ import (
 	"caisson/sandbox"
 )
 
-// cgroupParent holds the cgroups of sandboxes whose client names no parent.
-func cgroupParent(cfg config.Config) string {
-	if cfg.Runtime.SystemdCgroup {
-		return "/caisson.slice"
-	}
-	return "/caisson"
-}
-
 // parts are what the sandboxer's sockets serve.
 type parts struct {
 	ctl   core.Controller
@@ -63,7 +55,7 @@ func wire(ctx context.Context, steps *undo.Stack, cfg config.Config) (*parts, er
 	ctl := sandbox.NewController(sandbox.Config{
 		Store:      store,
 		Dir:        filepath.Join(cfg.State, "s"),
-		Cgroup:     cgroupParent(cfg),
+		Cgroup:     cfg.Runtime.CgroupParent,
 		Isolations: []sandbox.NamedIsolation{{Name: namespace.Name, Isolation: namespace.New(program)}},
 		Network:    networks,
 
@@ -80,7 +72,7 @@ func wire(ctx context.Context, steps *undo.Stack, cfg config.Config) (*parts, er
 		return nil, err
 	}
 	// Goes after the controller is closed: nobody makes a sandbox then.
-	steps.Add("cgroup", func(context.Context) error { return cgroup.Prune(cgroupParent(cfg)) })
+	steps.Add("cgroup", func(context.Context) error { return cgroup.Prune(cfg.Runtime.CgroupParent) })
 	steps.Add("controller", func(context.Context) error { return ctl.Close() })
 	if err := ctl.Load(ctx, endpoints); err != nil {
 		return nil, fmt.Errorf("take over sandboxes: %w", err)

@@ -73,7 +73,7 @@ func (d *Daemon) writeConfig() error {
 	} else {
 		text += d.isolation() + d.opts.EngineConfig
 	}
-	text += fmt.Sprintf("[runtime]\nsystemd_cgroup = %t\n", d.opts.SystemdCgroup)
+	text += fmt.Sprintf("[runtime]\nsystemd_cgroup = %t\ncgroup_parent = %q\n", d.opts.SystemdCgroup, d.cgroupParent())
 	if runtime := os.Getenv(runtimeEnv); runtime != "" {
 		text += fmt.Sprintf("default = %q\n", runtime)
 	}
@@ -86,6 +86,14 @@ func (d *Daemon) writeConfig() error {
 	}
 	network := fmt.Sprintf(bridge, d.Token, filepath.Join(d.Dir, "ipam"), d.subnet(), more, d.opts.HostPorts)
 	return os.WriteFile(filepath.Join(d.CNIDir(), "10-bridge.conflist"), []byte(network), 0o600)
+}
+
+// cgroupParent holds the cgroups of sandboxes for which the test names no other.
+func (d *Daemon) cgroupParent() string {
+	if d.opts.SystemdCgroup {
+		return "/" + d.Token + ".slice"
+	}
+	return "/" + d.Token
 }
 
 // subnet is one of 16384 small networks, told by the token, so that daemons

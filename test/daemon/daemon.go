@@ -113,7 +113,7 @@ func New(opts Options) (_ *Daemon, err error) {
 	d.caissond = server{name: "caissond", log: d.LogFile}
 	d.containerd = server{name: "containerd", log: dir + "/containerd.log"}
 	d.before, err = leak.Take()
-	if err = errors.Join(err, d.writeConfig(), d.AddCgroup("/"+d.Token), d.AddCgroup(leak.CgroupParent)); err != nil {
+	if err = errors.Join(err, d.writeConfig(), d.AddCgroup("/"+d.Token), d.AddCgroup(d.cgroupParent())); err != nil {
 		return nil, errors.Join(err, d.removeCgroups(), os.RemoveAll(dir))
 	}
 	return d, nil

@@ -96,13 +96,11 @@ var classes = []string{"kubepods/besteffort", "kubepods/burstable", "kubepods"}
 
 // leftOf is what there is of the daemon's pods that was not there before. It
 // leaves out kubelet's classes and the network's bridge, which come when they are
-// first needed, and cgroups without a named parent: kubelet names all, and so they
-// are other daemons'.
+// first needed.
 func leftOf(before *leak.Snapshot, h *harness.Host) ([]string, error) {
 	left, err := before.New(h.Token)
 	return slices.DeleteFunc(left, func(line string) bool {
-		return strings.HasPrefix(line, "link "+h.Token+" ") || strings.HasPrefix(line, "cgroup ") && (strings.Contains(line+"/", leak.CgroupParent+"/") ||
-			slices.ContainsFunc(classes, func(class string) bool { return strings.HasSuffix(line, "/"+class) }))
+		return strings.HasPrefix(line, "link "+h.Token+" ") || strings.HasPrefix(line, "cgroup ") && slices.ContainsFunc(classes, func(class string) bool { return strings.HasSuffix(line, "/"+class) })
 	}), err
 }
 

@@ -10,7 +10,6 @@ package leak
 
 import (
 	"bytes"
-	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -41,14 +40,12 @@ type Snapshot struct {
 type thing struct {
 	line    string       // what a person reads
 	mention string       // where the token is looked for; "" if every new one counts
-	pod     string       // a pod's cgroup, whose processes tell whose it is
 	remove  func() error // what Clean does
 }
 
 // Take makes a snapshot.
 func Take() (*Snapshot, error) {
 	s := &Snapshot{things: map[string]thing{}}
-	// Processes last: they tell whose the cgroups are.
 	for _, look := range []func() error{s.mounts, s.cgroups, s.netns, s.links, s.files, s.processes} {
 		if err := look(); err != nil {
 			return nil, fmt.Errorf("snapshot: %w", err)
@@ -114,7 +111,7 @@ func (s *Snapshot) diff(token string) ([]thing, error) {
 		if t.mention != "" && !strings.Contains(t.mention, token) {
 			continue
 		}
-		if other := cmp.Or(tokens.FindString(t.line), now.tokenIn(t.pod)); t.mention == "" && other != "" && other != token {
+		if other := tokens.FindString(t.line); t.mention == "" && other != "" && other != token {
 			continue
 		}
 		found = append(found, t)
@@ -196,10 +193,6 @@ func (s *Snapshot) mounts() error {
 	return nil
 }
 
-// CgroupParent holds the cgroups of sandboxes whose client names no parent. All
-// daemons share it; what is below it is of one of them.
-const CgroupParent = "/caisson"
-
 func (s *Snapshot) cgroups() error {
 	mounts, err := mountinfo.GetMounts(mountinfo.FSTypeFilter("cgroup", "cgroup2"))
 	if err != nil {
@@ -216,11 +209,7 @@ func (s *Snapshot) cgroups() error {
 			if !d.IsDir() {
 				return nil
 			}
-			mention, pod := path, ""
-			if rel := strings.TrimPrefix(path, m.Mountpoint); rel == CgroupParent || strings.HasPrefix(rel, CgroupParent+"/") {
-				mention, pod = "", rel // a pod's cgroup has the pod's ID for a name, and no token
-			}
-			s.things["cgroup "+path] = thing{line: "cgroup " + path, mention: mention, pod: pod, remove: func() error { return os.Remove(path) }}
+			s.things["cgroup "+path] = thing{line: "cgroup " + path, mention: path, remove: func() error { return os.Remove(path) }}
 			return nil
 		})
 		if err != nil {
@@ -228,22 +217,6 @@ func (s *Snapshot) cgroups() error {
 		}
 	}
 	return nil
-}
-
-// tokenIn is the token of the processes below a pod's cgroup; "" if there are
-// none.
-func (s *Snapshot) tokenIn(cgroup string) string {
-	if cgroup == "" || cgroup == CgroupParent {
-		return ""
-	}
-	for _, t := range s.things {
-		if strings.HasPrefix(t.line, "process ") && strings.Contains(t.mention, ":"+cgroup) {
-			if token := tokens.FindString(t.mention); token != "" {
-				return token
-			}
-		}
-	}
-	return ""
 }
 
 // netns notes the network namespaces with a name; those without one live as

@@ -5,11 +5,9 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"testing"
 
-	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
 
 	"caisson/test/leak"
@@ -73,53 +71,6 @@ func TestNew(t *testing.T) {
 				t.Errorf("after Clean: %q", got)
 			}
 		})
-	}
-}
-
-// TestCgroupOfAnother: a cgroup without a token is nobody else's, unless a process
-// in it is.
-func TestCgroupOfAnother(t *testing.T) {
-	needRoot(t)
-	mounts, err := mountinfo.GetMounts(mountinfo.FSTypeFilter("cgroup", "cgroup2"))
-	// Not the one of cpuset, which takes no process before it is told of CPUs.
-	at := slices.IndexFunc(mounts, func(m *mountinfo.Info) bool { return m.FSType == "cgroup2" || strings.Contains(m.VFSOptions, "pids") })
-	if err != nil || at < 0 {
-		t.Fatalf("cgroups: %v, %v", mounts, err)
-	}
-	other := filepath.Join(t.TempDir(), leak.TokenPrefix+"0123456789")
-	if err := os.Mkdir(other, 0o700); err != nil {
-		t.Fatal(err)
-	}
-	before, err := leak.Take()
-	if err != nil {
-		t.Fatal(err)
-	}
-	parent := filepath.Join(mounts[at].Mountpoint, leak.CgroupParent)
-	dir := filepath.Join(parent, "test--"+filepath.Base(filepath.Dir(filepath.Dir(other))))
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := unix.Rmdir(dir); err != nil {
-			t.Error(err)
-		}
-		_ = unix.Rmdir(parent) // others may use it
-	})
-	listed := func() bool { return slices.Contains(news(t, before, leak.TokenPrefix+"1"), "cgroup "+dir) }
-	if !listed() {
-		t.Error("an empty cgroup is not listed")
-	}
-	cmd := exec.Command("sleep", "1000")
-	cmd.Dir = other
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = cmd.Process.Kill(); _ = cmd.Wait() })
-	if err := os.WriteFile(filepath.Join(dir, "cgroup.procs"), []byte(strconv.Itoa(cmd.Process.Pid)), 0); err != nil {
-		t.Fatal(err)
-	}
-	if listed() {
-		t.Error("a cgroup with another's process is listed")
 	}
 }
 
