@@ -75,8 +75,8 @@ func checkBare(t *testing.T, pid int, name string) {
 			t.Errorf("%s is %s", set, st[set])
 		}
 	}
-	if st["NoNewPrivs"] != "1" || st["Name"] != "caisson-holder" {
-		t.Errorf("no_new_privs %s, name %s", st["NoNewPrivs"], st["Name"])
+	if st["NoNewPrivs"] != "1" || st["Seccomp"] != "2" || st["Name"] != "caisson-holder" {
+		t.Errorf("no_new_privs %s, seccomp %s, name %s", st["NoNewPrivs"], st["Seccomp"], st["Name"])
 	}
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
 	if err != nil || !strings.HasPrefix(string(b), "caisson-holder\x00"+name+"\x00") {
@@ -84,6 +84,21 @@ func checkBare(t *testing.T, pid int, name string) {
 	}
 	if fds := openFDs(fmt.Sprint(pid)); len(fds) != 0 {
 		t.Errorf("descriptors %v", fds)
+	}
+}
+
+// checkNoFiles checks that a holder that containers see leads them to no file.
+func checkNoFiles(t *testing.T, pid int) {
+	t.Helper()
+	root := fmt.Sprintf("/proc/%d/root", pid)
+	for _, dir := range []string{root, root + "/..", fmt.Sprintf("/proc/%d/cwd/..", pid)} {
+		if files, err := os.ReadDir(dir); err != nil || len(files) > 0 {
+			t.Errorf("%s has %v, %v", dir, files, err)
+		}
+	}
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/mountinfo", pid))
+	if mounts := strings.Split(strings.TrimSpace(string(b)), "\n"); err != nil || len(mounts) != 1 || !strings.Contains(mounts[0], " / / ro,nosuid,nodev,noexec,relatime - tmpfs caisson-holder ro,") {
+		t.Errorf("mounts %q, %v", mounts, err)
 	}
 }
 
@@ -159,6 +174,7 @@ func TestHoldPidNamespace(t *testing.T) {
 		t.Errorf("NSpid %s, PPid %s", st["NSpid"], st["PPid"])
 	}
 	checkBare(t, p.Pid, t.Name())
+	checkNoFiles(t, p.Pid)
 	if n := len(childrenOf(c.Pid())); n != 1 {
 		t.Errorf("%d children of the monitor", n)
 	}
@@ -216,6 +232,7 @@ func TestHoldUserNamespace(t *testing.T) {
 		t.Errorf("uid %s, gid %s, groups %s", st["Uid"], st["Gid"], st["Groups"])
 	}
 	checkBare(t, p.Pid, t.Name())
+	checkNoFiles(t, p.Pid)
 }
 
 func TestHoldErrors(t *testing.T) {

@@ -11,7 +11,9 @@
 #include <grp.h>
 #include <sched.h>
 #include <signal.h>
+#include <stddef.h>
 #include <string.h>
+#include <sys/mount.h>
 #include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
@@ -25,6 +27,31 @@ struct cap_header {
 	uint32_t version;
 	int pid;
 };
+struct filter_step { /* sock_filter */
+	uint16_t code;
+	uint8_t if_true, if_false;
+	uint32_t k;
+};
+struct filter { /* sock_fprog */
+	unsigned short n;
+	struct filter_step *steps;
+};
+struct filter_data { /* seccomp_data */
+	int nr;
+	uint32_t arch;
+};
+enum { FILTER_LOAD = 0x20, FILTER_JUMP_IF_EQUAL = 0x15, FILTER_RETURN = 0x06 };
+#define FILTER_ALLOW 0x7fff0000U
+#define FILTER_KILL_PROCESS 0x80000000U
+#if defined(__x86_64__)
+#define AUDIT_ARCH_ 0xc000003eU
+#elif defined(__aarch64__)
+#define AUDIT_ARCH_ 0xc00000b7U
+#elif defined(__riscv) && __riscv_xlen == 64
+#define AUDIT_ARCH_ 0xc00000f3U
+#else
+#error "which AUDIT_ARCH is this? See linux/audit.h"
+#endif
 enum {
 	RESOLVE_NO_MAGICLINKS_ = 2,
 	RESOLVE_NO_SYMLINKS_ = 4,
@@ -86,6 +113,25 @@ static int become_root(void)
 	return setresuid(0, 0, 0) < 0 && errno != EINVAL ? -1 : 0;
 }
 
+/*
+ * Containers see pid 1 of a shared pid namespace, and with CAP_SYS_PTRACE its
+ * /proc/1/root and /proc/1/ns/mnt as well: these must not be the host's. In its
+ * own mount namespace it has an empty root, and nothing else is mounted there.
+ */
+static bool leave_files(void)
+{
+	const unsigned long flags = MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC;
+
+	if (mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) < 0 ||
+	    mount("caisson-holder", "/proc", "tmpfs", flags, "size=4k,nr_inodes=2,mode=0555") < 0 || chdir("/proc") < 0)
+		return false;
+	/* Where the root cannot be exchanged, as on an initramfs, "." is not the old
+	 * root but the new one, which then has no way up. */
+	if (syscall(SYS_pivot_root, ".", ".") < 0 && errno != EINVAL)
+		return false;
+	return umount2(".", MNT_DETACH) == 0 && chroot(".") == 0 && chdir("/") == 0;
+}
+
 /* Enters and makes the namespaces; true or a failure reported. */
 static bool enter(const struct request *rq, struct hold *h, int pipe)
 {
@@ -104,7 +150,7 @@ static bool enter(const struct request *rq, struct hold *h, int pipe)
 	if (rq->flags & HOLD_NEW_UTS)
 		new |= CLONE_NEWUTS;
 	if (rq->flags & HOLD_NEW_PID)
-		new |= CLONE_NEWPID;
+		new |= CLONE_NEWPID | CLONE_NEWNS;
 	if (new && unshare(new) < 0)
 		return report_failure(pipe, errno, "unshare", ""), false;
 	if (*h->hostname && sethostname(h->hostname, strlen(h->hostname)) < 0)
@@ -116,7 +162,28 @@ static bool enter(const struct request *rq, struct hold *h, int pipe)
 		if (err)
 			return report_failure(pipe, err, "sysctl ", key), false;
 	}
+	if ((rq->flags & HOLD_NEW_PID) && !leave_files())
+		return report_failure(pipe, errno, "leave the host's files", ""), false;
 	return true;
+}
+
+/* From here on the process can report, wait, reap and exit; anything else kills it. */
+static bool allow_little(void)
+{
+	static const int calls[] = {SYS_rt_sigtimedwait, SYS_wait4, SYS_write, SYS_close, SYS_exit_group, SYS_restart_syscall};
+	enum { N = sizeof(calls) / sizeof(calls[0]) };
+	struct filter_step steps[N + 5] = {
+		{FILTER_LOAD, 0, 0, offsetof(struct filter_data, arch)},
+		{FILTER_JUMP_IF_EQUAL, 0, N + 1, AUDIT_ARCH_},
+		{FILTER_LOAD, 0, 0, offsetof(struct filter_data, nr)},
+	};
+	struct filter filter = {N + 5, steps};
+
+	for (int i = 0; i < N; i++)
+		steps[3 + i] = (struct filter_step){FILTER_JUMP_IF_EQUAL, N - i, 0, calls[i]};
+	steps[3 + N] = (struct filter_step){FILTER_RETURN, 0, 0, FILTER_KILL_PROCESS};
+	steps[4 + N] = (struct filter_step){FILTER_RETURN, 0, 0, FILTER_ALLOW};
+	return prctl(PR_SET_SECCOMP, 2 /* a filter */, &filter, 0, 0) == 0;
 }
 
 /* Leaves the process with nothing but its namespaces and the status pipe, now 0. */
@@ -146,6 +213,8 @@ static bool give_up_all(int pipe)
 		memcpy(proc_title, "caisson-holder", sizeof("caisson-holder"));
 		memmove(rest - 1, rest, strlen(rest) + 1);
 	}
+	if (!allow_little())
+		return report_failure(0, errno, "seccomp", ""), false;
 	return true;
 }
 
