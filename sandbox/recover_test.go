@@ -212,3 +212,42 @@ func TestRebootStopsSandboxes(t *testing.T) {
 		t.Errorf("the record is there: %v", err)
 	}
 }
+
+// containerd asks as soon as it is there, and takes a task without processes for one
+// that nobody wants.
+func TestAZombieIsListedBeforeItsEndIsKnown(t *testing.T) {
+	r := newRig(t)
+	r.run("sb", &api.Options{})
+	r.container("sb", "c", "busybox sleep 1000")
+	st, err := r.tasks("sb").State(r.ctx(), "c", "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn, err := r.tasks("sb").Connect(r.ctx(), "c")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Kill(conn.MonitorPid, unix.SIGSTOP); err != nil { // it says nothing
+		t.Fatal(err)
+	}
+	defer unix.Kill(conn.MonitorPid, unix.SIGCONT)
+	if err := unix.Kill(st.Pid, unix.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	r.eventually("a zombie", func() bool {
+		status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", st.Pid))
+		return err == nil && strings.Contains(string(status), "Z (zombie)")
+	})
+	if pids, err := r.tasks("sb").Pids(r.ctx(), "c"); err != nil || len(pids) != 1 || pids[0].Pid != st.Pid {
+		t.Errorf("processes %+v, %v, want its init", pids, err)
+	}
+	if st, err := r.tasks("sb").State(r.ctx(), "c", ""); err != nil || st.State != task.Running {
+		t.Errorf("its end is known: %+v, %v", st, err)
+	}
+	if err := unix.Kill(conn.MonitorPid, unix.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
+	if exit := r.wait("sb", "c"); exit.Status != 137 {
+		t.Errorf("exit %+v", exit)
+	}
+}

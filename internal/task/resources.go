@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
+	"slices"
 
 	"github.com/containerd/containerd/api/events"
 	"github.com/containerd/containerd/api/types/runc/options"
@@ -20,8 +21,8 @@ type Pid struct {
 	ExecID string
 }
 
-// Pids lists the processes in a container. One that has ended and was not
-// deleted lists its init, as the zombie that it is to its clients: containerd
+// Pids lists the processes in a container, always with its init: until it is
+// deleted, one that has ended is the zombie that it is to its clients. containerd
 // takes a task without processes for a leaked one when it restarts, and would
 // throw the exit status away.
 func (s *Set) Pids(_ context.Context, id string) ([]Pid, error) {
@@ -30,19 +31,19 @@ func (s *Set) Pids(_ context.Context, id string) ([]Pid, error) {
 		return nil, err
 	}
 	rec := c.init.snapshot()
-	if rec.State == Stopped || rec.Pid == 0 {
-		if rec.Pid == 0 {
-			return nil, nil
+	if rec.Pid == 0 {
+		return nil, nil
+	}
+	var pids []int
+	if group, err := c.cgroup(); err == nil && rec.State != Stopped {
+		if pids, err = group.Pids(); err != nil && !errdefs.IsNotFound(err) {
+			return nil, fmt.Errorf("task %q: %w", id, err)
 		}
-		return []Pid{{Pid: rec.Pid}}, nil
 	}
-	group, err := c.cgroup()
-	if err != nil {
-		return nil, err
-	}
-	pids, err := group.Pids()
-	if err != nil {
-		return nil, fmt.Errorf("task %q: %w", id, err)
+	// A zombie is in no cgroup, and its end may not be known yet; nor is the cgroup of
+	// one that runs unobserved.
+	if !slices.Contains(pids, rec.Pid) {
+		pids = append(pids, rec.Pid)
 	}
 	execs := map[int]string{}
 	for _, p := range c.allExecs() {
