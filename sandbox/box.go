@@ -15,8 +15,10 @@ import (
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
+	"golang.org/x/sys/unix"
 
 	"caisson/internal/cgroup"
+	"caisson/internal/fault"
 	"caisson/internal/isolation"
 	"caisson/internal/network"
 	"caisson/internal/oci"
@@ -213,7 +215,11 @@ func (b *box) move(to State, change func(*boxRecord)) error {
 // save replaces the record, on disk and in memory.
 func (b *box) save(rec boxRecord) error {
 	if !rec.NoFiles {
-		if err := os.MkdirAll(b.dir, 0o700); err != nil {
+		err := fault.Fail("sandbox:dir", unix.ENOSPC)
+		if err == nil {
+			err = os.MkdirAll(b.dir, 0o700)
+		}
+		if err != nil {
 			return fmt.Errorf("sandbox %q: %w", rec.ID, err)
 		}
 		if err := statefile.Write(b.path("sandbox.json"), rec); err != nil {
@@ -246,6 +252,9 @@ func (b *box) listen() error {
 		return fmt.Errorf("sandbox %q: the socket path %s is longer than %d characters; choose a shorter state directory: %w", b.k.id, path, maxSocketPath, errdefs.ErrInvalidArgument)
 	}
 	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("sandbox %q: %w", b.k.id, err)
+	}
+	if err := fault.Fail("sandbox:listen", unix.EMFILE, unix.ENOSPC); err != nil {
 		return fmt.Errorf("sandbox %q: %w", b.k.id, err)
 	}
 	l, err := net.Listen("unix", path)

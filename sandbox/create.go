@@ -14,6 +14,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"caisson/internal/cgroup"
+	"caisson/internal/fault"
 	"caisson/internal/oci"
 	"caisson/internal/undo"
 )
@@ -65,6 +66,7 @@ func (c *Controller) Create(ctx context.Context, sb core.Sandbox, opts ...core.C
 	}()
 	steps.Add("reservation", func(context.Context) error { return b.unclaim() })
 
+	fault.Point("sandbox:create")
 	_, unknown := c.cfg.Store.Get(ctx, sb.ID)
 	err = b.move(Creating, func(r *boxRecord) {
 		r.Kind, r.Settings, r.RuntimeName = kindSandbox, s, runtime
@@ -87,6 +89,7 @@ func (c *Controller) Create(ctx context.Context, sb core.Sandbox, opts ...core.C
 	if err = b.move(Created, nil); err != nil {
 		return err
 	}
+	fault.Point("sandbox:created")
 	log.G(ctx).WithField("sandbox_id", sb.ID).Info("sandbox created")
 	return nil
 }

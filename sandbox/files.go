@@ -12,6 +12,7 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
+	"caisson/internal/fault"
 	"caisson/internal/oci"
 )
 
@@ -102,7 +103,11 @@ func (b *box) writeHosts() error {
 // writeFile writes in place, so that a container that has the file mounted sees
 // the change. The file is the sandbox's root's, who may change it as well.
 func (b *box) writeFile(name, text string) error {
-	if err := os.WriteFile(b.path(name), []byte(text), 0o644); err != nil {
+	err := fault.Fail("sandbox:file", unix.ENOSPC, unix.EMFILE)
+	if err == nil {
+		err = os.WriteFile(b.path(name), []byte(text), 0o644)
+	}
+	if err != nil {
 		return fmt.Errorf("sandbox %q: %w", b.k.id, err)
 	}
 	if err := os.Chmod(b.path(name), 0o644); err != nil { // whatever the umask
@@ -173,6 +178,9 @@ func (b *box) mountTmpfs(name, options string) error {
 	if err := os.Mkdir(b.path(name), 0o700); err != nil && !errors.Is(err, os.ErrExist) {
 		return fmt.Errorf("sandbox %q: %w", b.k.id, err)
 	}
+	if err := fault.Fail("sandbox:mount", unix.ENOMEM, unix.ENOSPC); err != nil {
+		return fmt.Errorf("sandbox %q: mount %s: %w", b.k.id, b.path(name), err)
+	}
 	if err := unix.Mount(name, b.path(name), "tmpfs", unix.MS_NOEXEC|unix.MS_NOSUID|unix.MS_NODEV, options); err != nil {
 		return fmt.Errorf("sandbox %q: mount %s: %w", b.k.id, b.path(name), err)
 	}
@@ -189,7 +197,11 @@ func (b *box) mountRootfs() error {
 	if err := os.Mkdir(b.path("rootfs"), 0o711); err != nil && !errors.Is(err, os.ErrExist) {
 		return fmt.Errorf("sandbox %q: %w", b.k.id, err)
 	}
-	if err := mount.All(rootfs, b.path("rootfs")); err != nil {
+	err := fault.Fail("sandbox:mount:rootfs", unix.ENOMEM, unix.ENOSPC)
+	if err == nil {
+		err = mount.All(rootfs, b.path("rootfs"))
+	}
+	if err != nil {
 		return fmt.Errorf("sandbox %q: mount root filesystem: %w", b.k.id, err)
 	}
 	return nil
@@ -200,7 +212,11 @@ func (b *box) mountRootfs() error {
 func (b *box) unmountFiles() error {
 	for _, name := range []string{"etc", "shm", "rootfs"} {
 		path := b.path(name)
-		if err := mount.UnmountAll(path, unix.UMOUNT_NOFOLLOW); err != nil && !errors.Is(err, os.ErrNotExist) {
+		err := fault.Fail("sandbox:unmount", unix.EBUSY)
+		if err == nil {
+			err = mount.UnmountAll(path, unix.UMOUNT_NOFOLLOW)
+		}
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
 			// Somebody is in there. The mount goes when they do.
 			if err := unix.Unmount(path, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil {
 				return fmt.Errorf("sandbox %q: unmount %s: %w", b.k.id, path, err)
@@ -231,10 +247,12 @@ func (b *box) removeFiles() error {
 		if e.Name() == "sandbox.json" {
 			continue
 		}
+		fault.Point("sandbox:remove:file")
 		if err := os.RemoveAll(b.path(e.Name())); err != nil {
 			return fmt.Errorf("sandbox %q: %w", b.k.id, err)
 		}
 	}
+	fault.Point("sandbox:remove:dir")
 	if err := os.RemoveAll(b.dir); err != nil {
 		return fmt.Errorf("sandbox %q: %w", b.k.id, err)
 	}

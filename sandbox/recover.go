@@ -13,6 +13,7 @@ import (
 	"github.com/containerd/log"
 	"golang.org/x/sync/errgroup"
 
+	"caisson/internal/fault"
 	"caisson/internal/statefile"
 )
 
@@ -69,6 +70,7 @@ func (c *Controller) loadDir(ctx context.Context, dir string) {
 		log.G(ctx).WithError(err).WithField("path", dir).Error("sandbox not loaded")
 		return
 	}
+	fault.Point("sandbox:load")
 	b := c.newBox(rec)
 	c.mu.Lock()
 	c.boxes[b.k] = b

@@ -12,7 +12,9 @@ import (
 	"github.com/containerd/log"
 	"github.com/containerd/typeurl/v2"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 
+	"caisson/internal/fault"
 	"caisson/internal/isolation"
 	"caisson/internal/network"
 	"caisson/internal/undo"
@@ -34,6 +36,7 @@ func (c *Controller) Start(ctx context.Context, sandboxID string) (_ core.Contro
 		return core.ControllerInstance{}, err
 	}
 	defer b.unlock()
+	fault.Point("sandbox:start")
 	if err := b.move(Starting, nil); err != nil {
 		return core.ControllerInstance{}, err
 	}
@@ -47,6 +50,7 @@ func (c *Controller) Start(ctx context.Context, sandboxID string) (_ core.Contro
 		defer cancel()
 		return core.ControllerInstance{}, errors.Join(err, b.remove(cctx))
 	}
+	fault.Point("sandbox:started")
 	log.G(ctx).WithField("sandbox_id", sandboxID).Info("sandbox started")
 	rec := b.snapshot()
 	return core.ControllerInstance{
@@ -143,6 +147,9 @@ func (b *box) networkRequest(rec boxRecord) network.Request {
 func userNS(rec boxRecord) (*os.File, error) {
 	if !rec.Settings.userNS() {
 		return nil, nil
+	}
+	if err := fault.Fail("sandbox:userns", unix.EMFILE, unix.ENOSPC); err != nil {
+		return nil, err
 	}
 	if rec.NetNSPath != "" {
 		return network.Owner(rec.NetNSPath)

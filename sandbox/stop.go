@@ -11,6 +11,7 @@ import (
 	"github.com/containerd/log"
 
 	"caisson/internal/cgroup"
+	"caisson/internal/fault"
 	"caisson/internal/isolation"
 	"caisson/internal/network"
 	"caisson/internal/task"
@@ -44,6 +45,7 @@ func (c *Controller) Stop(ctx context.Context, sandboxID string, opts ...core.St
 		return err
 	}
 	defer b.unlock()
+	fault.Point("sandbox:stop")
 	return b.end(ctx, grace, 0, "")
 }
 
@@ -63,9 +65,11 @@ func (b *box) end(ctx context.Context, grace time.Duration, status uint32, reaso
 	// The rest is short, and a caller that gave up gains nothing from half of it.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTimeout)
 	defer cancel()
+	fault.Point("sandbox:stop:walls")
 	if err := b.takeDown(ctx); err != nil {
 		return err
 	}
+	fault.Point("sandbox:stop:tasks")
 	b.tasks.Lost(ctx) // whatever ended without being seen
 	if err := b.teardownNetwork(ctx); err != nil {
 		return err
@@ -73,6 +77,7 @@ func (b *box) end(ctx context.Context, grace time.Duration, status uint32, reaso
 	if err := b.move(Stopped, func(r *boxRecord) { r.ExitedAt = time.Now() }); err != nil {
 		return err
 	}
+	fault.Point("sandbox:stopped")
 	b.finish()
 	log.G(ctx).WithField("sandbox_id", b.k.id).WithField("reason", reason).Info("sandbox stopped")
 	return nil
@@ -186,9 +191,11 @@ func (c *Controller) Shutdown(ctx context.Context, sandboxID string) error {
 		return err
 	}
 	defer b.unlock()
+	fault.Point("sandbox:shutdown")
 	if err := b.remove(ctx); err != nil {
 		return err
 	}
+	fault.Point("sandbox:removed")
 	log.G(ctx).WithField("sandbox_id", sandboxID).Info("sandbox removed")
 	return nil
 }

@@ -10,6 +10,9 @@ import (
 	"github.com/containerd/errdefs"
 	bolt "go.etcd.io/bbolt"
 	bolterrors "go.etcd.io/bbolt/errors"
+	"golang.org/x/sys/unix"
+
+	"caisson/internal/fault"
 )
 
 // storeWriter lets writers share commits. A writer that finds nobody writing
@@ -86,6 +89,9 @@ func (w *storeWriter) do(ctx context.Context, op storeOp) error {
 // write is tried on its own, so that one that cannot work harms no other.
 func (w *storeWriter) commit(batch []*storeWrite) {
 	err := w.db.Update(func(tx *bolt.Tx) error {
+		if err := fault.Fail("store:write", unix.ENOSPC, unix.EIO); err != nil {
+			return err
+		}
 		wrote := false
 		for _, c := range batch {
 			if c.err = c.op(tx); errors.As(c.err, new(storeFault)) {
@@ -98,6 +104,7 @@ func (w *storeWriter) commit(batch []*storeWrite) {
 		}
 		return nil
 	})
+	fault.Point("store:committed")
 	if err == nil || errors.Is(err, errNothingToCommit) {
 		return
 	}

@@ -13,6 +13,7 @@ import (
 	"github.com/containerd/log"
 	"golang.org/x/sys/unix"
 
+	"caisson/internal/fault"
 	"caisson/internal/task"
 )
 
@@ -38,6 +39,7 @@ func (c *Controller) Endpoint(ctx context.Context, id string) (string, error) {
 		return "", err
 	}
 	defer b.unlock()
+	fault.Point("sandbox:endpoint")
 	if fresh {
 		rec := b.snapshot()
 		rec.ByShim = true
@@ -101,6 +103,7 @@ func (c *Controller) Release(ctx context.Context, sandboxID string) error {
 	if b.snapshot().Kind == kindSandbox || b.tasks.Len() > 0 {
 		return nil
 	}
+	fault.Point("sandbox:release")
 	return b.remove(ctx)
 }
 

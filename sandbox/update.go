@@ -15,6 +15,7 @@ import (
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	api "caisson/api/caisson/sandbox/v1"
+	"caisson/internal/fault"
 )
 
 // The extensions of a record that Update acts on.
@@ -40,6 +41,7 @@ func (c *Controller) Update(ctx context.Context, sandboxID string, sb core.Sandb
 		return fmt.Errorf("sandbox %q: update: %w", sandboxID, err)
 	}
 	sb.ID = sandboxID
+	fault.Point("sandbox:update")
 	if err := b.updateRecord(ctx, sb, fields); err != nil {
 		return err
 	}

@@ -31,6 +31,8 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
+
+	"caisson/internal/fault"
 )
 
 // Group is a control group that existed when it was made, loaded or found.
@@ -73,9 +75,12 @@ func Create(path string, resources *specs.LinuxResources) (_ *Group, err error) 
 		}
 	}()
 	g := &Group{host: h, path: path}
-	if h.mode == Unified {
+	err = fault.Fail("cgroup:create", unix.ENOSPC, unix.ENOMEM)
+	switch {
+	case err != nil:
+	case h.mode == Unified:
 		err = g.createV2()
-	} else {
+	default:
 		err = g.createV1()
 	}
 	if err != nil {

@@ -13,6 +13,8 @@ import (
 	"github.com/containerd/cgroups/v3"
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
+
+	"caisson/internal/fault"
 )
 
 // OfProcess finds the group that a process is in. Where the v1 controllers
@@ -25,6 +27,9 @@ func OfProcess(pid int) (*Group, error) {
 	}
 	if pid <= 0 {
 		return nil, fmt.Errorf("cgroup of process %d: %w", pid, errdefs.ErrInvalidArgument)
+	}
+	if err := fault.Fail("cgroup:find", unix.EMFILE, unix.ENOMEM); err != nil {
+		return nil, fmt.Errorf("cgroup of process %d: %w", pid, err)
 	}
 	paths, err := h.pathsOf(pid)
 	if err != nil {

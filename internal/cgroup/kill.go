@@ -10,6 +10,8 @@ import (
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
+
+	"caisson/internal/fault"
 )
 
 // Kill kills everything in the group and its descendants, and returns when
@@ -22,6 +24,9 @@ func (g *Group) Kill(ctx context.Context) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, killTimeout)
 	defer cancel()
+	if err := fault.Fail("cgroup:kill", unix.EMFILE, unix.ENOMEM); err != nil {
+		return g.killFailed(err)
+	}
 	if dir := g.host.unifiedDir(g.path); dir != "" {
 		// At once and without a race, for what the v2 hierarchy has there.
 		// The file is missing before Linux 5.14, refused in threaded groups.
@@ -162,7 +167,10 @@ func (g *Group) Delete(ctx context.Context) error {
 	defer cancel()
 	var b backoff
 	for {
-		err := g.removeDirs()
+		err := fault.Fail("cgroup:delete", unix.EBUSY)
+		if err == nil {
+			err = g.removeDirs()
+		}
 		if err == nil {
 			return nil
 		}

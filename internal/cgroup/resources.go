@@ -8,6 +8,9 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"caisson/internal/fault"
 )
 
 // Stats reads the group's counters: *cgroup1/stats.Metrics, or
@@ -48,10 +51,12 @@ func (g *Group) Update(resources *specs.LinuxResources) error {
 	if !g.exists() {
 		return fmt.Errorf("cgroup %q: update: %w", g.path, errdefs.ErrNotFound)
 	}
-	var err error
-	if g.v2 != nil {
+	err := fault.Fail("cgroup:update", unix.EBUSY, unix.ENOMEM)
+	switch {
+	case err != nil:
+	case g.v2 != nil:
 		err = g.updateV2(resources)
-	} else {
+	default:
 		err = g.updateV1(resources)
 	}
 	if err == nil {

@@ -38,6 +38,8 @@ import (
 	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"caisson/internal/fault"
 )
 
 const (
@@ -286,6 +288,7 @@ func (j *Journal) append(key string, envelope []byte) error {
 	if err := j.writeLocked(r); err != nil {
 		return err
 	}
+	fault.Point("event:written")
 	j.addKeyLocked(key)
 	if j.forward != nil {
 		j.lastSeq = r.seq
@@ -332,7 +335,11 @@ func (j *Journal) writeLocked(r record) error {
 	if err != nil {
 		return err
 	}
-	if _, err := j.file.WriteAt(b, j.size); err != nil {
+	err = fault.Fail("event:write", unix.ENOSPC)
+	if err == nil {
+		_, err = j.file.WriteAt(b, j.size)
+	}
+	if err != nil {
 		return errors.Join(writeError(err), j.file.Truncate(j.size))
 	}
 	j.size += int64(len(b))
@@ -414,12 +421,16 @@ func (j *Journal) compactLocked() error {
 // returns the new file open for reading and writing.
 func replaceFile(path string, content []byte) (*os.File, error) {
 	temp := path + ".new" // the directory is locked: nobody else writes it
+	if err := fault.Fail("event:journal", unix.ENOSPC, unix.EMFILE); err != nil {
+		return nil, writeError(err)
+	}
 	file, err := os.OpenFile(temp, os.O_RDWR|os.O_CREATE|os.O_TRUNC|unix.O_NOFOLLOW, 0o600)
 	if err != nil {
 		return nil, err
 	}
 	_, err = file.WriteAt(content, 0)
 	if err == nil {
+		fault.Point("event:journal:rename")
 		err = os.Rename(temp, path)
 	}
 	if err != nil {

@@ -9,6 +9,8 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
 	"google.golang.org/protobuf/proto"
+
+	"caisson/internal/fault"
 )
 
 // send is the one sender: it hands over the oldest unsent event until the Forwarder takes
@@ -98,9 +100,11 @@ func (j *Journal) deliver(ctx context.Context, r record) bool {
 func (j *Journal) attempt(ctx context.Context, envelope *types.Envelope) error {
 	ctx, cancel := context.WithTimeout(ctx, j.attemptTimeout)
 	defer cancel()
+	fault.Point("event:send")
 	if err := j.forward(ctx, envelope); err != nil {
 		return fmt.Errorf("forward: %w", err)
 	}
+	fault.Point("event:sent")
 	return nil
 }
 

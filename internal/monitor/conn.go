@@ -12,6 +12,8 @@ import (
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
+
+	"caisson/internal/fault"
 )
 
 // Conn is a connection to a monitor. Its methods may be called concurrently.
@@ -189,8 +191,12 @@ func (c *Conn) call(ctx context.Context, r request) (reply, error) {
 	c.pending[id] = ch
 	c.mu.Unlock()
 
-	err := c.send(ctx, id, r)
+	err := fault.Fail("monitor:request", unix.EMFILE, unix.ENOBUFS)
 	if err == nil {
+		err = c.send(ctx, id, r)
+	}
+	if err == nil {
+		fault.Point("monitor:sent")
 		select {
 		case rep := <-ch:
 			return c.checkReply(r.typ, rep)
@@ -212,6 +218,7 @@ func (c *Conn) call(ctx context.Context, r request) (reply, error) {
 }
 
 func (c *Conn) checkReply(typ uint16, rep reply) (reply, error) {
+	fault.Point("monitor:answered")
 	if rep.typ == typ|msgReply {
 		return rep, nil
 	}

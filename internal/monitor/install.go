@@ -10,6 +10,10 @@ import (
 	"os"
 	"path/filepath"
 	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"caisson/internal/fault"
 )
 
 // If the next line does not compile, the monitor has not been built yet: run `make monitor`.
@@ -35,6 +39,9 @@ func Install(dir string) (path string, err error) {
 	// and running it would fail with ETXTBSY.
 	syscall.ForkLock.RLock()
 	defer syscall.ForkLock.RUnlock()
+	if err := fault.Fail("monitor:install", unix.ENOSPC, unix.EMFILE); err != nil {
+		return "", fmt.Errorf("monitor: install: %w", err)
+	}
 	tmp, err := os.CreateTemp(dir, ".caisson-monitor-*")
 	if err != nil {
 		return "", fmt.Errorf("monitor: install: %w", err)
@@ -49,6 +56,7 @@ func Install(dir string) (path string, err error) {
 	if err != nil {
 		return "", fmt.Errorf("monitor: install: %w", err)
 	}
+	fault.Point("monitor:install:rename")
 	if err = os.Rename(tmp.Name(), path); err != nil {
 		return "", fmt.Errorf("monitor: install: %w", err)
 	}

@@ -9,6 +9,8 @@ import (
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
+
+	"caisson/internal/fault"
 )
 
 // malformed is the answer to a reply that makes no sense.
@@ -270,6 +272,7 @@ func (c *Conn) End(ctx context.Context, force bool) error {
 	if c.finished != nil {
 		<-c.finished
 	}
+	fault.Point("monitor:gone")
 	if err := os.Remove(filepath.Join(c.dir, socketName)); err != nil && !os.IsNotExist(err) {
 		return c.wrap("end", err)
 	}

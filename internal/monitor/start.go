@@ -14,6 +14,8 @@ import (
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
+
+	"caisson/internal/fault"
 )
 
 // backlog is how many connections wait for the monitor to accept them.
@@ -73,7 +75,9 @@ func start(ctx context.Context, cfg Config) (_ *Conn, err error) {
 	cmd.Dir = "/"
 	cmd.ExtraFiles = []*os.File{listener}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	err = cmd.Start()
+	if err = fault.Fail("monitor:run", unix.EAGAIN, unix.ENOMEM, unix.EMFILE); err == nil {
+		err = cmd.Start()
+	}
 	listener.Close() // from now on only the monitor listens; a connect fails if it died
 	if err != nil {
 		return nil, fmt.Errorf("run %s: %w", cfg.Binary, err)
@@ -85,6 +89,7 @@ func start(ctx context.Context, cfg Config) (_ *Conn, err error) {
 		waitErr = cmd.Wait()
 		close(finished)
 	}()
+	fault.Point("monitor:runs")
 	c, err := connect(ctx, cfg.Dir, dir, finished)
 	if err != nil {
 		// It was just started, so it has nothing to lose.
@@ -156,6 +161,9 @@ func connect(ctx context.Context, path string, dir *os.File, finished <-chan str
 }
 
 func dialSocket(ctx context.Context, dir *os.File) (*net.UnixConn, error) {
+	if err := fault.Fail("monitor:dial", unix.EMFILE); err != nil {
+		return nil, err
+	}
 	var d net.Dialer
 	conn, err := d.DialContext(ctx, "unixpacket", socketPath(dir))
 	switch {
@@ -176,6 +184,9 @@ func dialSocket(ctx context.Context, dir *os.File) (*net.UnixConn, error) {
 
 // listen makes the monitor's socket in dir.
 func listen(ctx context.Context, dir *os.File) (*os.File, error) {
+	if err := fault.Fail("monitor:listen", unix.EMFILE); err != nil {
+		return nil, fmt.Errorf("socket: %w", err)
+	}
 	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return nil, fmt.Errorf("socket: %w", err)

@@ -14,6 +14,9 @@ import (
 
 	"github.com/containerd/errdefs"
 	gocni "github.com/containerd/go-cni"
+	"golang.org/x/sys/unix"
+
+	"caisson/internal/fault"
 )
 
 // cniTimeout bounds one run of all plugins, beside the caller's context.
@@ -182,9 +185,13 @@ func (m *Manager) saveRecord(name string, record cniRecord) error {
 		return fmt.Errorf("CNI record: %w", err)
 	}
 	path := m.recordPath(name)
+	if err := fault.Fail("network:record", unix.ENOSPC, unix.EMFILE); err != nil {
+		return classify(err)
+	}
 	if err := os.WriteFile(path+".tmp", b, 0o600); err != nil {
 		return classify(err)
 	}
+	fault.Point("network:record:rename")
 	if err := os.Rename(path+".tmp", path); err != nil {
 		return errors.Join(classify(err), os.Remove(path+".tmp"))
 	}
@@ -193,6 +200,7 @@ func (m *Manager) saveRecord(name string, record cniRecord) error {
 
 func (m *Manager) removeRecord(name string) error {
 	for _, path := range []string{m.recordPath(name) + ".tmp", m.recordPath(name)} {
+		fault.Point("network:forget")
 		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return classify(err)
 		}
@@ -218,6 +226,9 @@ func (p *plugins) options() []gocni.NamespaceOpts {
 func (p *plugins) add(ctx context.Context, netNS string, result *Result) error {
 	ctx, cancel := context.WithTimeout(ctx, cniTimeout)
 	defer cancel()
+	if err := fault.Fail("network:add", unix.ENOMEM, unix.EMFILE); err != nil {
+		return fmt.Errorf("CNI: add: %w", err)
+	}
 	// A list runs its plugins in order; there is one list.
 	r, err := p.cni.SetupSerially(ctx, p.record.ContainerID, netNS, p.options()...)
 	if err != nil {
@@ -259,6 +270,9 @@ func (p *plugins) add(ctx context.Context, netNS string, result *Result) error {
 func (p *plugins) del(ctx context.Context, netNS string) error {
 	ctx, cancel := context.WithTimeout(ctx, cniTimeout)
 	defer cancel()
+	if err := fault.Fail("network:del", unix.ENOMEM, unix.EMFILE); err != nil {
+		return fmt.Errorf("CNI: delete: %w", err)
+	}
 	if err := p.cni.Remove(ctx, p.record.ContainerID, netNS, p.options()...); err != nil {
 		return fmt.Errorf("CNI: delete: %w", p.explain(ctx, err))
 	}

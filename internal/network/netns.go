@@ -13,6 +13,8 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
+
+	"caisson/internal/fault"
 )
 
 // Owner opens the user namespace that a network namespace belongs to: what is
@@ -51,12 +53,18 @@ func NewUserNS(uids, gids []specs.LinuxIDMapping) (*os.File, error) {
 // makeNetNS makes a network namespace with loopback up and binds it to a new
 // file.
 func makeNetNS(path string, uids, gids []specs.LinuxIDMapping) (err error) {
+	if err := fault.Fail("network:file", unix.ENOSPC, unix.EMFILE); err != nil {
+		return classify(err)
+	}
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_RDONLY|unix.O_NOFOLLOW, 0o444)
 	if err != nil {
 		return classify(err)
 	}
 	f.Close()
 	bind := func(proc string) error {
+		if err := fault.Fail("network:bind", unix.ENOSPC, unix.ENOMEM); err != nil {
+			return fmt.Errorf("bind to %s: %w", path, classify(err))
+		}
 		if err := unix.Mount(proc+"/ns/net", path, "none", unix.MS_BIND, ""); err != nil {
 			return fmt.Errorf("bind to %s: %w", path, classify(err))
 		}
@@ -87,7 +95,10 @@ func makeNetNS(path string, uids, gids []specs.LinuxIDMapping) (err error) {
 // removeNetNS unbinds and removes the file; what is not there is done.
 func removeNetNS(path string) error {
 	for {
-		err := unix.Unmount(path, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
+		err := fault.Fail("network:unbind", unix.EBUSY)
+		if err == nil {
+			err = unix.Unmount(path, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
+		}
 		if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOENT) {
 			break // not, or no longer, a mount point
 		}
@@ -95,6 +106,7 @@ func removeNetNS(path string) error {
 			return fmt.Errorf("unmount %s: %w", path, classify(err))
 		}
 	}
+	fault.Point("network:remove")
 	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return classify(err)
 	}

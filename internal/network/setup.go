@@ -8,6 +8,7 @@ import (
 
 	"github.com/containerd/errdefs"
 
+	"caisson/internal/fault"
 	"caisson/internal/undo"
 )
 
@@ -52,6 +53,7 @@ func (m *Manager) Setup(ctx context.Context, req Request) (_ Result, err error) 
 			err = plugins.add(ctx, path, &result)
 		}
 	}
+	fault.Point("network:made")
 	if err != nil {
 		return fail(errors.Join(err, steps.Run(ctx)))
 	}

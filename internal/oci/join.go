@@ -13,6 +13,8 @@ import (
 	"github.com/containerd/errdefs"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
+
+	"caisson/internal/fault"
 )
 
 // Membership is what a container takes over from its sandbox.
@@ -145,9 +147,14 @@ func WriteSpec(bundle string, spec *specs.Spec) error {
 		return fmt.Errorf("bundle %q: %w", bundle, err)
 	}
 	temp := filepath.Join(bundle, ".config.json.caisson")
-	if err := os.WriteFile(temp, data, 0o600); err != nil {
+	err = fault.Fail("task:spec", unix.ENOSPC, unix.EMFILE)
+	if err == nil {
+		err = os.WriteFile(temp, data, 0o600)
+	}
+	if err != nil {
 		return errors.Join(fmt.Errorf("bundle %q: %w", bundle, err), os.RemoveAll(temp))
 	}
+	fault.Point("task:spec:rename")
 	if err := os.Rename(temp, filepath.Join(bundle, "config.json")); err != nil {
 		return errors.Join(fmt.Errorf("bundle %q: %w", bundle, err), os.Remove(temp))
 	}

@@ -24,6 +24,9 @@ import (
 	runc "github.com/containerd/go-runc"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"github.com/opencontainers/runtime-spec/specs-go/features"
+	"golang.org/x/sys/unix"
+
+	"caisson/internal/fault"
 )
 
 // Runtime is an OCI runtime with the settings of one container.
@@ -145,14 +148,22 @@ func (r Runtime) runc(log string) *runc.Runc {
 
 // Start runs the process that create prepared.
 func (r Runtime) Start(ctx context.Context, id, log string) error {
-	return r.Explain("start", log, r.runc(log).Start(ctx, id))
+	err := fault.Fail("runtime:start", unix.EAGAIN, unix.ENOMEM, unix.EMFILE)
+	if err == nil {
+		err = r.runc(log).Start(ctx, id)
+	}
+	fault.Point("runtime:started")
+	return r.Explain("start", log, err)
 }
 
 // Delete removes what the runtime knows of a container that has ended, and its
 // cgroup. With force it also ends it. A container that the runtime does not
 // know is no error, so Delete may be repeated.
 func (r Runtime) Delete(ctx context.Context, id, log string, force bool) error {
-	err := r.runc(log).Delete(ctx, id, &runc.DeleteOpts{Force: force})
+	err := fault.Fail("runtime:delete", unix.EAGAIN, unix.ENOMEM, unix.EMFILE)
+	if err == nil {
+		err = r.runc(log).Delete(ctx, id, &runc.DeleteOpts{Force: force})
+	}
 	if err == nil {
 		return nil
 	}

@@ -12,6 +12,9 @@ import (
 	"os"
 
 	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+
+	"caisson/internal/fault"
 )
 
 // maxSize bounds what Read takes in.
@@ -28,10 +31,18 @@ func Write(path string, value any) error {
 		return fmt.Errorf("write %s: %w", path, err)
 	}
 	temp := path + TempSuffix
-	if err := os.WriteFile(temp, data, 0o600); err != nil {
+	err = fault.Fail("statefile:write", unix.ENOSPC, unix.EMFILE)
+	if err == nil {
+		err = os.WriteFile(temp, data, 0o600)
+	}
+	if err != nil {
 		return errors.Join(fmt.Errorf("write %s: %w", path, err), remove(temp))
 	}
-	if err := os.Rename(temp, path); err != nil {
+	err = fault.Fail("statefile:rename", unix.ENOSPC)
+	if err == nil {
+		err = os.Rename(temp, path)
+	}
+	if err != nil {
 		return errors.Join(fmt.Errorf("write %s: %w", path, err), remove(temp))
 	}
 	return nil

@@ -13,6 +13,8 @@ import (
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
+
+	"caisson/internal/fault"
 )
 
 // maxSocketPath is what fits into sockaddr_un with its final zero byte.
@@ -33,6 +35,9 @@ func Listen(dir string) (*ConsoleSocket, error) {
 	path := filepath.Join(dir, "console-"+rand.Text()[:8])
 	if len(path) > maxSocketPath {
 		return nil, fmt.Errorf("console socket %q: path longer than %d bytes: %w", path, maxSocketPath, errdefs.ErrInvalidArgument)
+	}
+	if err := fault.Fail("console:listen", unix.EMFILE, unix.ENOSPC); err != nil {
+		return nil, fmt.Errorf("console socket %q: listen: %w", path, classify(err))
 	}
 	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
 	if err != nil {
@@ -73,6 +78,9 @@ func (c *ConsoleSocket) receive(ctx context.Context) (*os.File, error) {
 	past := time.Unix(1, 0)
 	stop := context.AfterFunc(ctx, func() { c.listener.SetDeadline(past) })
 	defer stop()
+	if err := fault.Fail("console:accept", unix.EMFILE); err != nil {
+		return nil, err
+	}
 	conn, err := c.listener.AcceptUnix()
 	if err != nil {
 		return nil, err

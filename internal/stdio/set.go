@@ -10,6 +10,8 @@ import (
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
+
+	"caisson/internal/fault"
 )
 
 // Set holds the open streams of one process until the caller has handed them on. All its
@@ -29,6 +31,9 @@ func Open(ctx context.Context, cfg Config, owner Owner, identity Identity) (*Set
 		return nil, fmt.Errorf("open stdio: %w", err)
 	}
 	ts, err := cfg.targets()
+	if err == nil {
+		err = fault.Fail("stdio:open", unix.EMFILE, unix.ENOSPC)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("open stdio: %w", err)
 	}

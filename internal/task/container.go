@@ -14,8 +14,10 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 
 	"caisson/internal/cgroup"
+	"caisson/internal/fault"
 	"caisson/internal/oci"
 	"caisson/internal/statefile"
 )
@@ -223,7 +225,11 @@ func (c *container) mountRootfs() error {
 	if err := os.Mkdir(c.rootfs(), 0o711); err != nil && !errors.Is(err, os.ErrExist) {
 		return fmt.Errorf("task %q: %w", c.ID, err)
 	}
-	if err := mount.All(c.Rootfs, c.rootfs()); err != nil {
+	err := fault.Fail("task:mount", unix.ENOMEM, unix.ENOSPC)
+	if err == nil {
+		err = mount.All(c.Rootfs, c.rootfs())
+	}
+	if err != nil {
 		return errors.Join(fmt.Errorf("task %q: mount root filesystem: %w", c.ID, err), c.unmountRootfs())
 	}
 	return nil
@@ -233,14 +239,22 @@ func (c *container) unmountRootfs() error {
 	if len(c.Rootfs) == 0 {
 		return nil
 	}
-	if err := mount.UnmountMounts(c.Rootfs, c.rootfs(), 0); err != nil && !errors.Is(err, os.ErrNotExist) {
+	err := fault.Fail("task:unmount", unix.EBUSY)
+	if err == nil {
+		err = mount.UnmountMounts(c.Rootfs, c.rootfs(), 0)
+	}
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return fmt.Errorf("task %q: unmount root filesystem: %w", c.ID, err)
 	}
 	return nil
 }
 
 func (c *container) save() error {
-	if err := os.MkdirAll(c.dir(), 0o700); err != nil {
+	err := fault.Fail("task:dir", unix.ENOSPC)
+	if err == nil {
+		err = os.MkdirAll(c.dir(), 0o700)
+	}
+	if err != nil {
 		return fmt.Errorf("task %q: %w", c.ID, err)
 	}
 	if err := statefile.Write(c.file("container.json"), c.containerRecord); err != nil {
@@ -260,6 +274,7 @@ func (c *container) grave() string { return c.set.dir(gravePrefix + c.ID) }
 func (c *container) bury() error {
 	err := os.RemoveAll(c.grave())
 	if err == nil {
+		fault.Point("task:bury")
 		err = os.Rename(c.dir(), c.grave())
 	}
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
@@ -269,6 +284,7 @@ func (c *container) bury() error {
 }
 
 func (c *container) removeGrave() error {
+	fault.Point("task:forget")
 	if err := os.RemoveAll(c.grave()); err != nil {
 		return fmt.Errorf("task %q: %w", c.ID, err)
 	}

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"caisson/internal/cgroup"
+	"caisson/internal/fault"
 	"caisson/internal/isolation"
 	"caisson/internal/monitor"
 	"caisson/internal/oci"
@@ -62,6 +63,7 @@ func (s *Set) Create(ctx context.Context, req CreateRequest) (_ int, err error) 
 		}
 	}()
 
+	fault.Point("task:create")
 	if err := c.join(); err != nil {
 		return 0, err
 	}
@@ -343,6 +345,7 @@ func (p *process) run(ctx context.Context, host isolation.Host, f oci.Files, arg
 		err := fmt.Errorf("%v: OCI runtime: %w", p, context.Cause(ctx))
 		return monitor.Process{}, errors.Join(err, stopRuntime(ctx, host, runtime.Serial, end))
 	}
+	fault.Point("runtime:ended")
 	switch {
 	case !ok:
 		return monitor.Process{}, fmt.Errorf("%v: %w", p, ErrMonitorGone)

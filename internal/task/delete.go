@@ -14,6 +14,8 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"caisson/internal/fault"
 )
 
 // Exit is the end of a process.
@@ -49,6 +51,7 @@ func (s *Set) Delete(ctx context.Context, id, execID string) (Exit, error) {
 	default:
 		return Exit{}, fmt.Errorf("%v is %s; kill it first: %w", p, rec.State, errdefs.ErrFailedPrecondition)
 	}
+	fault.Point("task:delete")
 	p.drain(s.context())
 	exit := p.snapshot().exit()
 	if execID != "" {
@@ -116,6 +119,7 @@ func (c *container) mourn(ctx context.Context, exit Exit) error {
 func (p *process) removeExec() error {
 	err := p.forget()
 	for _, path := range []string{p.specPath(), p.c.log(p.execID), p.path + ".pid"} {
+		fault.Point("task:exec:forget")
 		if e := os.Remove(path); e != nil && !errors.Is(e, os.ErrNotExist) {
 			err = errors.Join(err, fmt.Errorf("%v: %w", p, e))
 		}

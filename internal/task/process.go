@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"caisson/internal/fault"
 	"caisson/internal/monitor"
 	"caisson/internal/statefile"
 	"caisson/internal/stdio"
@@ -201,6 +202,7 @@ func (p *process) forget() error {
 func (p *process) ended(e monitor.Exit) {
 	p.op <- struct{}{} // a verb under way is bounded by its own context
 	defer p.unlock()
+	fault.Point("task:ended")
 	if p.snapshot().Serial != e.Serial || !p.current() {
 		p.c.set.ack(e.Serial) // its start was taken back
 		return

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"caisson/internal/cgroup"
+	"caisson/internal/fault"
 	"caisson/internal/isolation"
 	"caisson/internal/monitor"
 	"caisson/internal/statefile"
@@ -53,6 +54,7 @@ func (s *Set) Load(ctx context.Context, host isolation.Host) error {
 			}
 			continue
 		}
+		fault.Point("task:load")
 		c, err := s.loadContainer(name)
 		if err != nil {
 			// Kept for a person to look at: never remove what cannot be read.

@@ -11,6 +11,7 @@ import (
 	"github.com/containerd/log"
 	"github.com/containerd/typeurl/v2"
 
+	"caisson/internal/fault"
 	"caisson/internal/oci"
 	"caisson/internal/statefile"
 	"caisson/internal/stdio"
@@ -28,6 +29,7 @@ func (s *Set) Start(ctx context.Context, id, execID string) (int, error) {
 	defer p.unlock()
 	ctx, cancel := s.untilEnd(ctx)
 	defer cancel()
+	fault.Point("task:start")
 	if err := p.move(Starting, nil); err != nil {
 		return 0, err
 	}
@@ -66,6 +68,7 @@ func (p *process) runs(ctx context.Context, rec record) (pid int) {
 	if p.snapshot().State != Running {
 		p.note(ctx, Running, func(r *record) { r.Pid, r.Serial = rec.Pid, rec.Serial })
 	}
+	fault.Point("task:started")
 	return rec.Pid
 }
 
@@ -134,6 +137,7 @@ func (s *Set) Exec(ctx context.Context, req ExecRequest) error {
 	if ending {
 		return fmt.Errorf("%v: the container has ended: %w", p, errdefs.ErrFailedPrecondition)
 	}
+	fault.Point("task:exec")
 	if err = statefile.Write(p.specPath(), spec); err == nil {
 		err = p.save()
 	}

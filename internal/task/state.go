@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"caisson/internal/cgroup"
+	"caisson/internal/fault"
 	"caisson/internal/stdio"
 )
 
@@ -91,6 +92,7 @@ func (s *Set) Kill(ctx context.Context, id, execID string, signal uint32, all bo
 		return fmt.Errorf("%v: kill: there is no signal %d: %w", p, signal, errdefs.ErrInvalidArgument)
 	}
 	sig := unix.Signal(signal)
+	fault.Point("task:kill")
 	if all && execID == "" {
 		running := p.snapshot().State == Running
 		if err := p.c.killAll(ctx, sig); err != nil {

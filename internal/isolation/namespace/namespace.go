@@ -17,7 +17,9 @@ import (
 
 	"github.com/containerd/errdefs"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 
+	"caisson/internal/fault"
 	"caisson/internal/isolation"
 	"caisson/internal/monitor"
 	"caisson/internal/undo"
@@ -101,6 +103,9 @@ func hold(ctx context.Context, conn *monitor.Conn, cfg isolation.Config) (monito
 		req.Sysctls = append(req.Sysctls, monitor.Sysctl{Key: sysctlPath(name), Value: cfg.Sysctls[name]})
 	}
 	if cfg.NetNS != "" {
+		if err := fault.Fail("holder:netns", unix.EMFILE); err != nil {
+			return monitor.Process{}, fmt.Errorf("network namespace %q: %w", cfg.NetNS, err)
+		}
 		f, err := os.Open(cfg.NetNS)
 		if err != nil {
 			return monitor.Process{}, fmt.Errorf("network namespace %q: %w: %w", cfg.NetNS, err, errdefs.ErrFailedPrecondition)
