@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/containerd/containerd/v2/core/mount"
@@ -257,7 +258,11 @@ func (b *box) listen() error {
 	if err := fault.Fail("sandbox:listen", unix.EMFILE, unix.ENOSPC); err != nil {
 		return fmt.Errorf("sandbox %q: %w", b.k.id, err)
 	}
-	l, err := net.Listen("unix", path)
+	private := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) (err error) {
+		cerr := c.Control(func(fd uintptr) { err = unix.Fchmod(int(fd), 0o600) }) // the mode that bind gives the file
+		return errors.Join(cerr, err)
+	}}
+	l, err := private.Listen(context.Background(), "unix", path)
 	if err != nil {
 		return fmt.Errorf("sandbox %q: %w", b.k.id, err)
 	}

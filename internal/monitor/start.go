@@ -192,6 +192,9 @@ func listen(ctx context.Context, dir *os.File) (*os.File, error) {
 		return nil, fmt.Errorf("socket: %w", err)
 	}
 	sock := os.NewFile(uintptr(fd), socketName)
+	if err := unix.Fchmod(fd, 0o600); err != nil { // the mode that bind gives the file
+		return nil, errors.Join(fmt.Errorf("mode of %s: %w", socketName, err), sock.Close())
+	}
 	err = unix.Bind(fd, &unix.SockaddrUnix{Name: socketPath(dir)})
 	if errors.Is(err, unix.EADDRINUSE) {
 		if err = removeStale(ctx, dir); err == nil {

@@ -11,6 +11,7 @@ import (
 	api "github.com/containerd/containerd/api/services/sandbox/v1"
 	"github.com/containerd/containerd/v2/core/sandbox"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
+	"github.com/containerd/errdefs"
 	"github.com/containerd/ttrpc"
 	"google.golang.org/grpc"
 )
@@ -130,6 +131,10 @@ func withNamespace(ctx context.Context) (context.Context, error) {
 	ns, err := namespaces.NamespaceRequired(ctx)
 	if err != nil {
 		return ctx, err
+	}
+	// The namespaces have sandboxes of the same ID.
+	if of, ok := ctx.Value(sandboxKey{}).(sandboxName); ok && of.namespace != ns {
+		return ctx, fmt.Errorf("namespace %q: this is the socket of a sandbox in namespace %q: %w", ns, of.namespace, errdefs.ErrInvalidArgument)
 	}
 	return namespaces.WithNamespace(ctx, ns), nil
 }

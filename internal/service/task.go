@@ -50,13 +50,16 @@ func NewEndpoints(ctx context.Context, ctl Tasks) (*Endpoints, error) {
 	return &Endpoints{ctx: ctx, srv: srv}, nil
 }
 
+// sandboxKey is the context's key of whose socket a call came through.
 type sandboxKey struct{}
+
+type sandboxName struct{ namespace, id string }
 
 // Serve answers on l for one sandbox until the returned function is called.
 // Connections that are open then are left to their clients, which close them
 // when they have their last answer.
 func (e *Endpoints) Serve(namespace, sandboxID string, l net.Listener) (stop func()) {
-	ctx := context.WithValue(context.WithoutCancel(e.ctx), sandboxKey{}, sandboxID)
+	ctx := context.WithValue(context.WithoutCancel(e.ctx), sandboxKey{}, sandboxName{namespace, sandboxID})
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
@@ -93,8 +96,8 @@ var _ taskapi.TTRPCTaskService = (*taskService)(nil)
 var empty = &emptypb.Empty{}
 
 func sandboxID(ctx context.Context) string {
-	id, _ := ctx.Value(sandboxKey{}).(string)
-	return id
+	name, _ := ctx.Value(sandboxKey{}).(sandboxName)
+	return name.id
 }
 
 func (s *taskService) tasks(ctx context.Context) (*task.Set, error) {
