@@ -198,6 +198,11 @@ func (c *Controller) acquireOrAdd(ctx context.Context, k key) (b *box, fresh boo
 	for {
 		b, fresh = c.add(k, kindOpen, Reserved)
 		if fresh {
+			if c.clashes(b) {
+				c.drop(b)
+				b.unlock()
+				return nil, false, fmt.Errorf("sandbox %q: choose another ID: its directory %s is another sandbox's: %w", k.id, b.dir, errdefs.ErrFailedPrecondition)
+			}
 			return b, true, nil
 		}
 		if err := b.lock(ctx); err != nil {
@@ -208,6 +213,19 @@ func (c *Controller) acquireOrAdd(ctx context.Context, k key) (b *box, fresh boo
 		}
 		b.unlock()
 	}
+}
+
+// clashes tells whether another sandbox has the directory that a new one would
+// get: the hash is short, and somebody may look for two IDs that have the same.
+func (c *Controller) clashes(b *box) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, other := range c.boxes {
+		if other != b && other.dir == b.dir {
+			return true
+		}
+	}
+	return false
 }
 
 func (c *Controller) current(b *box) bool {

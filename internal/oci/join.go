@@ -106,6 +106,16 @@ func (f File) join(spec *specs.Spec) bool {
 	return true
 }
 
+// CheckRoot refuses a root filesystem whose /dev is a symbolic link: runc 1.1 follows
+// it, out of the root filesystem, to make links of its own there.
+func CheckRoot(root string) error {
+	info, err := os.Lstat(filepath.Join(root, "dev"))
+	if err == nil && info.Mode().Type() == os.ModeSymlink {
+		return fmt.Errorf("root filesystem %q: /dev is a symbolic link: %w", root, errdefs.ErrInvalidArgument)
+	}
+	return nil // what else may be wrong with it is the runtime's to say
+}
+
 // maxSpec bounds the size of a bundle's configuration.
 const maxSpec = 16 << 20
 
@@ -149,7 +159,7 @@ func WriteSpec(bundle string, spec *specs.Spec) error {
 	temp := filepath.Join(bundle, ".config.json.caisson")
 	err = fault.Fail("task:spec", unix.ENOSPC, unix.EMFILE)
 	if err == nil {
-		err = os.WriteFile(temp, data, 0o600)
+		err = writeNew(temp, data)
 	}
 	if err != nil {
 		return errors.Join(fmt.Errorf("bundle %q: %w", bundle, err), os.RemoveAll(temp))
@@ -159,4 +169,18 @@ func WriteSpec(bundle string, spec *specs.Spec) error {
 		return errors.Join(fmt.Errorf("bundle %q: %w", bundle, err), os.Remove(temp))
 	}
 	return nil
+}
+
+// writeNew writes a file in place of one that a dead daemon may have left, and not
+// to what somebody made the name lead to.
+func writeNew(path string, data []byte) error {
+	if err := os.RemoveAll(path); err != nil {
+		return err
+	}
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(data)
+	return errors.Join(err, f.Close())
 }

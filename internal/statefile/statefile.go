@@ -17,18 +17,22 @@ import (
 	"caisson/internal/fault"
 )
 
-// maxSize bounds what Read takes in.
-const maxSize = 4 << 20
+// maxSize bounds what Read takes in, and so what Write does: above it nothing may
+// be written that a new daemon would not take over.
+const maxSize = 16 << 20
 
 // TempSuffix ends the name of a record that is being written; one that a killed
 // daemon left is overwritten by the next Write.
 const TempSuffix = ".new"
 
-// Write replaces the record at path.
+// Write replaces the record at path. InvalidArgument: it is too large.
 func Write(path string, value any) error {
 	data, err := json.Marshal(value)
 	if err != nil {
 		return fmt.Errorf("write %s: %w", path, err)
+	}
+	if len(data) > maxSize {
+		return fmt.Errorf("write %s: %d bytes, more than %d: %w", path, len(data), maxSize, errdefs.ErrInvalidArgument)
 	}
 	temp := path + TempSuffix
 	err = fault.Fail("statefile:write", unix.ENOSPC, unix.EMFILE)

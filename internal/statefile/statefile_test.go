@@ -3,6 +3,7 @@ package statefile
 import (
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/containerd/errdefs"
@@ -54,6 +55,9 @@ func TestFailedWriteKeepsTheOldRecord(t *testing.T) {
 	}
 	if err := Write(path, func() {}); err == nil {
 		t.Error("a function was marshalled")
+	}
+	if err := Write(path, sample{strings.Repeat("<", maxSize/4), 1}); !errdefs.IsInvalidArgument(err) {
+		t.Errorf("more than can be read: %v", err)
 	}
 	if err := Write(filepath.Join(dir, "no", "dir.json"), sample{}); err == nil {
 		t.Error("wrote into a missing directory")

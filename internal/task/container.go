@@ -225,6 +225,9 @@ func (c *container) mountRootfs() error {
 	if err := os.Mkdir(c.rootfs(), 0o711); err != nil && !errors.Is(err, os.ErrExist) {
 		return fmt.Errorf("task %q: %w", c.ID, err)
 	}
+	if info, err := os.Lstat(c.rootfs()); err != nil || !info.IsDir() {
+		return errors.Join(fmt.Errorf("task %q: %s is no directory to mount on: %w", c.ID, c.rootfs(), errdefs.ErrInvalidArgument), err)
+	}
 	err := fault.Fail("task:mount", unix.ENOMEM, unix.ENOSPC)
 	if err == nil {
 		err = mount.All(c.Rootfs, c.rootfs())
@@ -241,7 +244,7 @@ func (c *container) unmountRootfs() error {
 	}
 	err := fault.Fail("task:unmount", unix.EBUSY)
 	if err == nil {
-		err = mount.UnmountMounts(c.Rootfs, c.rootfs(), 0)
+		err = mount.UnmountMounts(c.Rootfs, c.rootfs(), unix.UMOUNT_NOFOLLOW)
 	}
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return fmt.Errorf("task %q: unmount root filesystem: %w", c.ID, err)

@@ -64,7 +64,8 @@ func (s *Set) Create(ctx context.Context, req CreateRequest) (_ int, err error) 
 	}()
 
 	fault.Point("task:create")
-	if err := c.join(); err != nil {
+	root, err := c.join()
+	if err != nil {
 		return 0, err
 	}
 	if err := c.save(); err != nil {
@@ -76,6 +77,9 @@ func (s *Set) Create(ctx context.Context, req CreateRequest) (_ int, err error) 
 	steps.Add("root filesystem", func(context.Context) error { return c.unmountRootfs() })
 	if err := c.mountRootfs(); err != nil {
 		return 0, err
+	}
+	if err := oci.CheckRoot(root); err != nil {
+		return 0, fmt.Errorf("task %q: %w", c.ID, err)
 	}
 	if c.Restore == nil {
 		steps.Add("container", func(ctx context.Context) error {
@@ -227,25 +231,29 @@ func (s *Set) runtime(opts *options.Options) (oci.Runtime, error) {
 	}, nil
 }
 
-// join makes the container's specification that of a member of the sandbox.
-func (c *container) join() error {
+// join makes the container's specification that of a member of the sandbox, and
+// returns where its root filesystem will be.
+func (c *container) join() (root string, err error) {
 	spec, err := oci.ReadSpec(c.Bundle)
 	if err != nil {
-		return fmt.Errorf("task %q: %w", c.ID, err)
+		return "", fmt.Errorf("task %q: %w", c.ID, err)
 	}
 	if spec.Process.Terminal != c.init.rec.Stdio.Terminal {
-		return fmt.Errorf("task %q: the request and config.json differ on having a terminal: %w", c.ID, errdefs.ErrInvalidArgument)
+		return "", fmt.Errorf("task %q: the request and config.json differ on having a terminal: %w", c.ID, errdefs.ErrInvalidArgument)
 	}
 	member := c.set.cfg.Membership(c.ID)
 	changed := c.place(member, spec)
 	changed = member.Join(spec) || changed
 	if c.Runtime.Accept(spec) || changed {
 		if err := oci.WriteSpec(c.Bundle, spec); err != nil {
-			return fmt.Errorf("task %q: %w", c.ID, err)
+			return "", fmt.Errorf("task %q: %w", c.ID, err)
 		}
 	}
 	c.KillAll = sharesPID(spec)
-	return nil
+	if filepath.IsAbs(spec.Root.Path) {
+		return spec.Root.Path, nil
+	}
+	return filepath.Join(c.Bundle, spec.Root.Path), nil
 }
 
 // launch runs an OCI runtime that makes the init process, and takes note of it.
