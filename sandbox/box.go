@@ -93,7 +93,9 @@ type boxRecord struct {
 	NoFiles bool
 
 	CreatedAt, StartedAt, ExitedAt time.Time
-	ExitStatus                     uint32
+	// StopBy is until when the containers of a sandbox that is Stopping may take.
+	StopBy     time.Time `json:",omitzero"`
+	ExitStatus uint32
 	// Reason says why a sandbox stopped that nobody asked to stop.
 	Reason string
 }

@@ -109,7 +109,7 @@ func (b *box) resume(ctx context.Context) error {
 		}
 		return errors.Join(err, b.listen())
 	case Stopping:
-		return errors.Join(b.end(ctx, 0, 0, ""), b.listen())
+		return errors.Join(b.resumeStop(ctx), b.listen())
 	case Stopped:
 		err := b.tasks.Load(ctx, nil)
 		b.finish()
@@ -117,6 +117,27 @@ func (b *box) resume(ctx context.Context) error {
 	default:
 		return fmt.Errorf("sandbox %q: state %q is unknown: %w", b.k.id, state, errdefs.ErrDataLoss)
 	}
+}
+
+// resumeStop goes on with a stop. Containers that were given time to end have the
+// rest of it, for which nothing that is to be served can wait.
+func (b *box) resumeStop(ctx context.Context) error {
+	if time.Now().After(b.snapshot().StopBy) || b.reconnect(ctx) != nil {
+		return b.end(ctx, 0, 0, "")
+	}
+	b.c.background(func() {
+		select {
+		case b.op <- struct{}{}:
+			defer b.unlock()
+		case <-b.c.closed:
+			return
+		}
+		// Its client, which got no answer, asks again if this fails.
+		if err := b.end(b.context(), max(0, time.Until(b.snapshot().StopBy)), 0, ""); err != nil {
+			log.G(b.context()).WithError(err).Error("finish the stop that the last daemon began")
+		}
+	})
+	return nil
 }
 
 // gone tells that no monitor answers.

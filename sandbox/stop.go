@@ -55,7 +55,9 @@ func (b *box) end(ctx context.Context, grace time.Duration, status uint32, reaso
 	case Stopped:
 		return nil
 	case Ready:
-		if err := b.move(Stopping, func(r *boxRecord) { r.ExitStatus, r.Reason = status, reason }); err != nil {
+		if err := b.move(Stopping, func(r *boxRecord) {
+			r.ExitStatus, r.Reason, r.StopBy = status, reason, time.Now().Add(grace)
+		}); err != nil {
 			return err
 		}
 	}

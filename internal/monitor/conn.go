@@ -191,10 +191,7 @@ func (c *Conn) call(ctx context.Context, r request) (reply, error) {
 	c.pending[id] = ch
 	c.mu.Unlock()
 
-	err := fault.Fail("monitor:request", unix.EMFILE, unix.ENOBUFS)
-	if err == nil {
-		err = c.send(ctx, id, r)
-	}
+	err := c.send(ctx, id, r)
 	if err == nil {
 		fault.Point("monitor:sent")
 		select {
@@ -282,7 +279,7 @@ func (c *Conn) write(ctx context.Context, msg, oob []byte) error {
 		// An error means that it is closed, which wakes the writer as well.
 		_ = c.sock.SetWriteDeadline(time.Unix(1, 0))
 	})
-	_, _, err := c.sock.WriteMsgUnix(msg, oob, nil)
+	err := c.writeMsg(ctx, msg, oob)
 	if !stop() {
 		<-interrupted // or it would hit the next writer
 	}
@@ -298,9 +295,31 @@ func (c *Conn) write(ctx context.Context, msg, oob []byte) error {
 	}
 }
 
+// writeMsg waits for the kernel to have memory again: that it has none now says
+// nothing about the monitor.
+func (c *Conn) writeMsg(ctx context.Context, msg, oob []byte) error {
+	for pause := time.Millisecond; ; pause = min(2*pause, 50*time.Millisecond) {
+		err := fault.Fail("monitor:request", unix.ENOBUFS, unix.ENOMEM)
+		if err == nil {
+			_, _, err = c.sock.WriteMsgUnix(msg, oob, nil)
+		}
+		if !errors.Is(err, unix.ENOBUFS) && !errors.Is(err, unix.ENOMEM) {
+			return err
+		}
+		select {
+		case <-time.After(pause):
+		case <-ctx.Done():
+			return err
+		}
+	}
+}
+
 // dupFiles takes descriptors that nobody can close meanwhile; nil is /dev/null.
 func dupFiles(files []*os.File) (fds []int, err error) {
 	for _, f := range files {
+		if err := fault.Fail("monitor:file", unix.EMFILE); err != nil {
+			return fds, fmt.Errorf("duplicate file: %w", err)
+		}
 		fd := -1
 		if f == nil {
 			fd, err = unix.Open(os.DevNull, unix.O_RDWR|unix.O_CLOEXEC, 0)

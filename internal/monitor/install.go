@@ -35,6 +35,9 @@ func Install(dir string) (path string, err error) {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return "", fmt.Errorf("monitor: install: %w", err)
 	}
+	if err := removeUnfinished(dir); err != nil {
+		return "", fmt.Errorf("monitor: install: %w", err)
+	}
 	// A process forked while the file is open for writing would keep it so,
 	// and running it would fail with ETXTBSY.
 	syscall.ForkLock.RLock()
@@ -42,7 +45,7 @@ func Install(dir string) (path string, err error) {
 	if err := fault.Fail("monitor:install", unix.ENOSPC, unix.EMFILE); err != nil {
 		return "", fmt.Errorf("monitor: install: %w", err)
 	}
-	tmp, err := os.CreateTemp(dir, ".caisson-monitor-*")
+	tmp, err := os.CreateTemp(dir, tempPattern)
 	if err != nil {
 		return "", fmt.Errorf("monitor: install: %w", err)
 	}
@@ -61,4 +64,15 @@ func Install(dir string) (path string, err error) {
 		return "", fmt.Errorf("monitor: install: %w", err)
 	}
 	return path, nil
+}
+
+const tempPattern = ".caisson-monitor-*"
+
+// removeUnfinished removes what a daemon that was killed had begun to install.
+func removeUnfinished(dir string) error {
+	paths, err := filepath.Glob(filepath.Join(dir, tempPattern))
+	for _, path := range paths {
+		err = errors.Join(err, os.Remove(path))
+	}
+	return err
 }

@@ -32,7 +32,7 @@ type ConsoleSocket struct {
 
 // Listen makes the socket, mode 0600, under a name of its own in dir.
 func Listen(dir string) (*ConsoleSocket, error) {
-	path := filepath.Join(dir, "console-"+rand.Text()[:8])
+	path := filepath.Join(dir, consolePrefix+rand.Text()[:8])
 	if len(path) > maxSocketPath {
 		return nil, fmt.Errorf("console socket %q: path longer than %d bytes: %w", path, maxSocketPath, errdefs.ErrInvalidArgument)
 	}
@@ -47,6 +47,17 @@ func Listen(dir string) (*ConsoleSocket, error) {
 		return nil, errors.Join(fmt.Errorf("console socket %q: %w", path, err), l.Close())
 	}
 	return &ConsoleSocket{path: path, listener: l}, nil
+}
+
+const consolePrefix = "console-"
+
+// RemoveStale removes the sockets in dir whose daemon did not live to do so.
+func RemoveStale(dir string) error {
+	paths, err := filepath.Glob(filepath.Join(dir, consolePrefix+"*"))
+	for _, path := range paths {
+		err = errors.Join(err, os.Remove(path))
+	}
+	return err
 }
 
 // Path is what the OCI runtime is told.
