@@ -262,6 +262,10 @@ type recorder struct {
 	list []string
 }
 
+func (r *recorder) Tell(ctx context.Context, key, topic string, event any) error {
+	return r.Publish(ctx, key, topic, event)
+}
+
 func (r *recorder) Publish(_ context.Context, key, _ string, event any) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()

@@ -12,7 +12,8 @@
 //
 // Publish is idempotent by key: an event whose key the journal knows, sent or not, is not
 // recorded again. The daemon can thus publish an exit once more after a restart without
-// asking whether it did so before.
+// asking whether it did so before. Tell is Publish for what has happened and cannot be
+// taken back for want of room in the file.
 //
 // The journal lives on tmpfs like all of the run directory and is never fsynced: it has to
 // survive the daemon, not the machine. The file's layout is described in record.go.
@@ -30,14 +31,9 @@ import (
 	"time"
 
 	"github.com/containerd/containerd/api/types"
-	"github.com/containerd/containerd/v2/pkg/identifiers"
-	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
-	"github.com/containerd/typeurl/v2"
 	"golang.org/x/sys/unix"
-	"google.golang.org/protobuf/proto"
-	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"caisson/internal/fault"
 )
@@ -118,6 +114,7 @@ type Journal struct {
 	compactAt int64
 	lastSeq   uint64
 	pending   []record // unsent events, oldest first
+	unwritten []record // of Tell, not in the file yet, oldest first
 	keys      []string // every known key, oldest first
 	known     map[string]struct{}
 	closed    bool
@@ -212,95 +209,6 @@ func (j *Journal) load() error {
 }
 
 func (j *Journal) path() string { return filepath.Join(j.dir, journalName) }
-
-// Publish records the event for the namespace of ctx, with the present time, and returns
-// when it is recorded; it is sent later. An event whose non-empty key is known is not
-// recorded again, which is a success. After an error the event is not recorded and its key
-// not known: ResourceExhausted means a full file system or an oversized event, Unavailable
-// a closed journal, InvalidArgument an event or topic that containerd would refuse.
-func (j *Journal) Publish(ctx context.Context, key, topic string, event any) error {
-	envelope, err := newEnvelope(ctx, topic, event)
-	if err != nil {
-		return fmt.Errorf("event %q: publish: %w", topic, err)
-	}
-	if err := j.append(key, envelope); err != nil {
-		return fmt.Errorf("event %q: publish: %w", topic, err)
-	}
-	return nil
-}
-
-func newEnvelope(ctx context.Context, topic string, event any) ([]byte, error) {
-	ns, err := namespaces.NamespaceRequired(ctx)
-	if err != nil {
-		return nil, err
-	}
-	if err := checkTopic(topic); err != nil {
-		return nil, err
-	}
-	switch event.(type) {
-	case proto.Message, typeurl.Any:
-	default: // typeurl panics on some
-		return nil, fmt.Errorf("%T is no protobuf message: %w", event, errdefs.ErrInvalidArgument)
-	}
-	body, err := typeurl.MarshalAnyToProto(event)
-	if err != nil {
-		return nil, fmt.Errorf("marshal %T: %w: %w", event, err, errdefs.ErrInvalidArgument)
-	}
-	return proto.Marshal(&types.Envelope{
-		Timestamp: timestamppb.Now(),
-		Namespace: ns,
-		Topic:     topic,
-		Event:     body,
-	})
-}
-
-// checkTopic finds early, where the caller can still be told, what containerd would refuse.
-func checkTopic(topic string) error {
-	if len(topic) < 2 || topic[0] != '/' {
-		return fmt.Errorf("topic must start with '/' and have a component: %w", errdefs.ErrInvalidArgument)
-	}
-	for start := 1; start <= len(topic); {
-		end := start
-		for end < len(topic) && topic[end] != '/' {
-			end++
-		}
-		if err := identifiers.Validate(topic[start:end]); err != nil {
-			return fmt.Errorf("topic: %w", err)
-		}
-		start = end + 1
-	}
-	return nil
-}
-
-func (j *Journal) append(key string, envelope []byte) error {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	if j.closed {
-		return fmt.Errorf("journal is closed: %w", errdefs.ErrUnavailable)
-	}
-	if _, ok := j.known[key]; ok || key == "" && j.forward == nil {
-		return nil
-	}
-	r := record{seq: j.lastSeq + 1, key: key, envelope: envelope}
-	if j.forward == nil {
-		r = record{key: key} // owed to nobody
-	}
-	if err := j.writeLocked(r); err != nil {
-		return err
-	}
-	fault.Point("event:written")
-	j.addKeyLocked(key)
-	if j.forward != nil {
-		j.lastSeq = r.seq
-		j.pending = append(j.pending, r)
-		select {
-		case j.wake <- struct{}{}:
-		default:
-		}
-	}
-	j.maybeCompactLocked()
-	return nil
-}
 
 // dropAll marks as sent what a daemon with containerd left unsent for one without.
 func (j *Journal) dropAll() {
@@ -401,6 +309,7 @@ func (j *Journal) compactLocked() error {
 		j.file.Close() // read and written whole; nothing is buffered that could fail
 	}
 	j.file, j.size = file, int64(len(b))
+	j.unwritten = nil // they were pending, or their keys are known
 	// Rewriting costs as much as the file is long: wait until it has doubled.
 	j.compactAt = max(j.compactMin, 2*j.size)
 

@@ -379,9 +379,35 @@ func TestFullFileSystem(t *testing.T) {
 	if !errdefs.IsResourceExhausted(err) || !errors.Is(err, unix.ENOSPC) {
 		t.Fatalf("after %d events: %v, want ENOSPC as ResourceExhausted", len(want), err)
 	}
-	// A smaller record may still fit behind the one that did not.
+	// What has happened is sent all the same, in its turn.
+	fact := fmt.Sprintf("%0300d", len(want))
+	tell := func() error {
+		return j.Tell(ctx, "fact", "/tasks/start", &taskevents.TaskStart{ContainerID: fact})
+	}
+	for range 2 {
+		if err := tell(); !errdefs.IsResourceExhausted(err) {
+			t.Errorf("told to a full file system: %v, want ResourceExhausted", err)
+		}
+	}
+	want = append(want, fact)
 	s.setAway(nil)
 	s.wait(ctx, t, want...)
+	if err := unix.Mount("", dir, "", unix.MS_REMOUNT, "size=1m"); err != nil {
+		t.Fatal(err)
+	}
+	if err := tell(); err != nil {
+		t.Errorf("told when there is room: %v", err)
+	}
+	publish(ctx, t, j, "", "room")
+	want = append(want, "room")
+	s.wait(ctx, t, want...) // which marks all of them as sent
+	closeJournal(t, j)
+	j = openJournal(t, dir, s.forward)
+	if err := tell(); err != nil {
+		t.Error(err)
+	}
+	publish(ctx, t, j, "", "last")
+	s.wait(ctx, t, append(want, "last")...)
 	closeJournal(t, j)
 }
 

@@ -112,7 +112,10 @@ func (j *Journal) markSent(seq uint64) error {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	j.dropSentLocked(seq)
-	err := j.writeLocked(record{sentTo: seq})
+	err := j.writeOwedLocked() // the mark means what is before it
+	if err == nil {
+		err = j.writeLocked(record{sentTo: seq})
+	}
 	j.maybeCompactLocked()
 	return err
 }

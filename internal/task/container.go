@@ -141,7 +141,7 @@ func (c *container) tellOOM(ctx context.Context, group *cgroup.Group) {
 		return // The group is gone, or the kills were not this container's.
 	}
 	key := fmt.Sprintf("%s/%d", c.init.key("oom", rec.Serial), n)
-	if err := c.set.publish(ctx, key, &events.TaskOOM{ContainerID: c.ID}); err != nil {
+	if err := c.set.tell(ctx, key, &events.TaskOOM{ContainerID: c.ID}); err != nil {
 		log.G(ctx).WithError(err).WithField("container_id", c.ID).Error("publish out-of-memory kill")
 	}
 }

@@ -94,7 +94,7 @@ func (s *Set) Create(ctx context.Context, req CreateRequest) (_ int, err error) 
 	} else if err := p.move(Created, nil); err != nil {
 		return 0, err
 	}
-	return p.snapshot().Pid, s.publish(ctx, "", c.createEvent(req))
+	return p.snapshot().Pid, c.publishCreate(ctx)
 }
 
 // abort takes back a creation that failed. What cannot be taken back is left as a
@@ -119,20 +119,25 @@ func (c *container) abort(ctx context.Context, steps *undo.Stack) error {
 // undoTimeout bounds taking something back, whatever became of the caller.
 const undoTimeout = 30 * time.Second
 
-func (c *container) createEvent(req CreateRequest) *events.TaskCreate {
-	return &events.TaskCreate{
+// publishCreate tells that the container is there.
+func (c *container) publishCreate(ctx context.Context) error {
+	rec := c.init.snapshot()
+	event := &events.TaskCreate{
 		ContainerID: c.ID,
 		Bundle:      c.Bundle,
 		Rootfs:      mount.ToProto(c.Rootfs),
 		IO: &events.TaskIO{
-			Stdin:    req.Stdio.Stdin,
-			Stdout:   req.Stdio.Stdout,
-			Stderr:   req.Stdio.Stderr,
-			Terminal: req.Stdio.Terminal,
+			Stdin:    rec.Stdio.Stdin,
+			Stdout:   rec.Stdio.Stdout,
+			Stderr:   rec.Stdio.Stderr,
+			Terminal: rec.Stdio.Terminal,
 		},
-		Checkpoint: req.Checkpoint,
-		Pid:        uint32(c.init.snapshot().Pid),
+		Pid: uint32(rec.Pid),
 	}
+	if c.Restore != nil {
+		event.Checkpoint = c.Restore.ImagePath
+	}
+	return c.set.publish(ctx, c.init.key("create", 0), event)
 }
 
 // reserve checks a request and enters its container in the set, with op held.

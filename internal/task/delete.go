@@ -10,6 +10,7 @@ import (
 
 	"github.com/containerd/containerd/api/events"
 	"github.com/containerd/errdefs"
+	"github.com/containerd/log"
 	"github.com/containerd/typeurl/v2"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
@@ -98,13 +99,19 @@ func (c *container) remove(ctx context.Context, exit Exit) error {
 		return err
 	}
 	c.set.remove(c)
-	return c.mourn(ctx, exit)
+	mourn := func() error { return c.mourn(c.set.context(), exit) }
+	if err := mourn(); err != nil {
+		// It is gone all the same.
+		log.G(ctx).WithError(err).WithField("container_id", c.ID).Error("tell that a container was deleted")
+		c.set.retry(mourn)
+	}
+	return nil
 }
 
 // mourn tells that the container was deleted, and forgets it. If the daemon dies
 // before that, the next one does it.
 func (c *container) mourn(ctx context.Context, exit Exit) error {
-	err := c.set.publish(ctx, c.init.key("delete", 0), &events.TaskDelete{
+	err := c.set.tell(ctx, c.init.key("delete", 0), &events.TaskDelete{
 		ContainerID: c.ID,
 		Pid:         uint32(exit.Pid),
 		ExitStatus:  exit.Status,
@@ -116,18 +123,28 @@ func (c *container) mourn(ctx context.Context, exit Exit) error {
 	return c.removeGrave()
 }
 
+// removeExec takes away what is left of an exec, its record last: what is without
+// one belongs to nobody.
 func (p *process) removeExec() error {
-	err := p.forget()
-	for _, path := range []string{p.specPath(), p.c.log(p.execID), p.path + ".pid"} {
-		fault.Point("task:exec:forget")
-		if e := os.Remove(path); e != nil && !errors.Is(e, os.ErrNotExist) {
-			err = errors.Join(err, fmt.Errorf("%v: %w", p, e))
-		}
+	err := removeFiles(p.specPath(), p.c.log(p.execID), p.path+".pid", p.path)
+	if err != nil {
+		return fmt.Errorf("%v: %w", p, err)
 	}
 	p.c.mu.Lock()
 	delete(p.c.execs, p.execID)
 	p.c.mu.Unlock()
-	return err
+	return nil
+}
+
+// removeFiles removes files that may not be there, in order.
+func removeFiles(paths ...string) error {
+	for _, path := range paths {
+		fault.Point("task:exec:forget")
+		if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
+	}
+	return nil
 }
 
 // processSpec checks the description of an exec.

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -62,6 +61,8 @@ type record struct {
 	ExitStatus uint32
 	ExitedAt   time.Time
 	Stdio      stdio.Config
+	// AddedAt is when an exec was described.
+	AddedAt time.Time `json:",omitzero"`
 	// CgroupPath is where the init process runs.
 	CgroupPath string `json:",omitempty"`
 	// OOMKills were counted in that cgroup before the container ran in it.
@@ -190,13 +191,6 @@ func (p *process) save() error {
 	return nil
 }
 
-func (p *process) forget() error {
-	if err := os.Remove(p.path); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return fmt.Errorf("%v: %w", p, err)
-	}
-	return nil
-}
-
 // ended handles the end of the process as the monitor tells it. It may be told
 // twice, by a monitor whose acknowledgement a dead daemon did not send.
 func (p *process) ended(e monitor.Exit) {
@@ -238,11 +232,17 @@ func (p *process) settleEnd(e monitor.Exit) {
 	if rec.Stdio.Terminal {
 		p.c.set.background(func() { p.drain(ctx) })
 	}
-	if err := p.publishExit(ctx); err != nil {
-		// Not acknowledged: the next daemon is told again, and tries again.
+	settle := func() error {
+		err := p.publishExit(ctx)
+		if err == nil {
+			p.c.set.ack(e.Serial)
+		}
+		return err
+	}
+	if err := settle(); err != nil {
+		// Until it is acknowledged, the next daemon is told again.
 		log.G(ctx).WithError(err).Error("publish exit")
-	} else {
-		p.c.set.ack(e.Serial)
+		p.c.set.retry(settle)
 	}
 	p.finish()
 }
@@ -263,10 +263,15 @@ func (p *process) note(ctx context.Context, to State, change func(*record)) {
 		return
 	}
 	log.G(ctx).WithError(err).Error("record the state of a process")
+	p.remember(to, change)
+}
+
+// remember is a move that is not written down.
+func (p *process) remember(to State, change func(*record)) {
 	p.mu.Lock()
+	defer p.mu.Unlock()
 	p.rec.State = to
 	change(&p.rec)
-	p.mu.Unlock()
 }
 
 // finish wakes those who wait for the process. The caller holds op.
@@ -289,7 +294,7 @@ func (p *process) publishStart(ctx context.Context, rec record) error {
 	if p.execID != "" {
 		event = &events.TaskExecStarted{ContainerID: p.c.ID, ExecID: p.execID, Pid: uint32(rec.Pid)}
 	}
-	return p.c.set.publish(ctx, p.key("start", rec.Serial), event)
+	return p.c.set.tell(ctx, p.key("start", rec.Serial), event)
 }
 
 func (p *process) publishExit(ctx context.Context) error {
@@ -301,7 +306,7 @@ func (p *process) publishExit(ctx context.Context) error {
 	if id == "" {
 		id = p.c.ID
 	}
-	return p.c.set.publish(ctx, p.key("exit", rec.Serial), &events.TaskExit{
+	return p.c.set.tell(ctx, p.key("exit", rec.Serial), &events.TaskExit{
 		ContainerID: p.c.ID,
 		ID:          id,
 		Pid:         uint32(rec.Pid),

@@ -42,6 +42,9 @@ func (s *Set) Load(ctx context.Context, host isolation.Host) error {
 	s.mu.Lock()
 	s.host = host
 	s.mu.Unlock()
+	if err := stdio.RemoveStale(s.cfg.Dir); err != nil {
+		log.G(ctx).WithError(err).Warn("console sockets of the last daemon")
+	}
 	unread := map[string]bool{}
 	for _, entry := range entries {
 		name := entry.Name()
@@ -170,6 +173,9 @@ func (s *Set) loadContainer(id string) (*container, error) {
 	if c.init, err = loadProcess(c, ""); err != nil {
 		return nil, err
 	}
+	if err := c.removeUnfinished(); err != nil {
+		return nil, err
+	}
 	names, err := filepath.Glob(c.file("exec-*.json"))
 	if err != nil {
 		return nil, err
@@ -183,6 +189,25 @@ func (s *Set) loadContainer(id string) (*container, error) {
 		c.execs[execID] = p
 	}
 	return c, nil
+}
+
+// removeUnfinished removes what the last daemon had written for records that it did
+// not live to write.
+func (c *container) removeUnfinished() error {
+	names, err := filepath.Glob(c.file("*" + statefile.TempSuffix))
+	if err != nil {
+		return err
+	}
+	specs, err := filepath.Glob(c.file("exec-*.spec"))
+	if err != nil {
+		return err
+	}
+	for _, spec := range specs {
+		if _, err := os.Stat(strings.TrimSuffix(spec, ".spec") + ".json"); errors.Is(err, os.ErrNotExist) {
+			names = append(names, spec)
+		}
+	}
+	return removeFiles(names...)
 }
 
 func loadProcess(c *container, execID string) (*process, error) {
@@ -217,11 +242,17 @@ func (s *Set) settle(ctx context.Context, c *container, known survey) {
 	s.mu.Lock()
 	s.containers[c.ID] = c
 	s.mu.Unlock()
+	if c.init.rec.State == Created {
+		c.retell(ctx, c.publishCreate)
+	}
 	if c.init.rec.State == Starting {
 		c.init.finishStart(ctx, known.adopted)
 	}
 	for _, p := range c.execs {
-		if p.rec.State == Starting {
+		switch p.rec.State {
+		case Created:
+			c.retell(ctx, p.publishAdded)
+		case Starting:
 			p.finishStart(ctx, known.adopted)
 		}
 	}
@@ -237,29 +268,26 @@ func (s *Set) settle(ctx context.Context, c *container, known survey) {
 	}
 }
 
+// retell publishes what the last daemon wrote down first and may not have told.
+// Whatever was done since was asked for by somebody who knew.
+func (c *container) retell(ctx context.Context, publish func(context.Context) error) {
+	if err := publish(ctx); err != nil {
+		log.G(ctx).WithError(err).Error("publish what the last daemon did")
+		c.set.retry(func() error { return publish(c.set.context()) })
+	}
+}
+
 // finishStart decides what became of a start that the last daemon did not see
-// through.
+// through. What left no process behind can be started again.
 func (p *process) finishStart(ctx context.Context, adopted map[string]monitor.Record) {
-	to := Stopped
-	var change func(*record)
-	switch r, ok := adopted[p.tag()]; {
-	case ok:
-		to, change = Running, func(rec *record) { rec.Pid, rec.Serial = r.Pid, r.Serial }
-		if p.execID == "" && p.c.Restore == nil && p.c.Runtime.Waiting(ctx, p.c.ID, p.c.log("")) {
-			to, change = Created, nil
-		}
-	case p.execID == "" && p.c.Restore != nil:
-		to = Created
+	r, ok := adopted[p.tag()]
+	switch {
+	case ok && (p.execID != "" || p.c.Restore != nil || !p.c.Runtime.Waiting(ctx, p.c.ID, p.c.log(""))):
+		p.runs(ctx, record{Pid: r.Pid, Serial: r.Serial})
+	case ok || p.execID != "" || p.c.Restore != nil:
+		p.note(ctx, Created, func(*record) {})
 	default:
-		change = func(rec *record) { rec.ExitStatus, rec.ExitedAt = unknownExit, time.Now() }
-	}
-	if err := p.move(to, change); err != nil {
-		log.G(ctx).WithError(err).Error("recover start")
-	}
-	if to == Running {
-		if err := p.publishStart(ctx, p.snapshot()); err != nil {
-			log.G(ctx).WithError(err).Error("publish start")
-		}
+		p.note(ctx, Stopped, func(rec *record) { rec.ExitStatus, rec.ExitedAt = unknownExit, time.Now() })
 	}
 }
 

@@ -16,6 +16,7 @@ import (
 	"fmt"
 	"path/filepath"
 	"sync"
+	"time"
 
 	"github.com/containerd/containerd/v2/pkg/identifiers"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
@@ -29,9 +30,11 @@ import (
 )
 
 // Publisher takes task events. Publish returns when the event is safe from a
-// crash of the daemon; a key that was published before is not published again.
+// crash of the daemon; a key that was published before is not published again. Tell
+// is for what cannot be taken back if that fails: it is sent all the same.
 type Publisher interface {
 	Publish(ctx context.Context, key, topic string, event any) error
+	Tell(ctx context.Context, key, topic string, event any) error
 }
 
 // Config is what the tasks of one sandbox need to know.
@@ -306,6 +309,38 @@ func (s *Set) publish(ctx context.Context, key string, event any) error {
 		return fmt.Errorf("publish %s: %w", topic, err)
 	}
 	return nil
+}
+
+// tell publishes a fact.
+func (s *Set) tell(ctx context.Context, key string, event any) error {
+	topic, err := events.Topic(event)
+	if err != nil {
+		return err
+	}
+	if err := s.cfg.Events.Tell(ctx, key, topic, event); err != nil {
+		return fmt.Errorf("tell %s: %w", topic, err)
+	}
+	return nil
+}
+
+// retryPause is the time between two attempts of retry.
+const retryPause = time.Second
+
+// retry does again what failed for want of something, until it works. What the
+// daemon does not live to see done, the next one does.
+func (s *Set) retry(f func() error) {
+	s.background(func() {
+		for {
+			select {
+			case <-time.After(retryPause):
+			case <-s.closing:
+				return
+			}
+			if f() == nil {
+				return
+			}
+		}
+	})
 }
 
 // validID refuses what could be used as a path.

@@ -62,11 +62,14 @@ func (p *process) startInit(ctx context.Context) (int, error) {
 // that dies in between tells it again, and the journal keeps one of the two. The
 // process is a fact, so nothing can fail any more.
 func (p *process) runs(ctx context.Context, rec record) (pid int) {
-	if err := p.publishStart(ctx, rec); err != nil {
+	err := p.publishStart(ctx, rec)
+	running := func(r *record) { r.Pid, r.Serial = rec.Pid, rec.Serial }
+	switch {
+	case err != nil:
 		log.G(ctx).WithError(err).Error("publish start")
-	}
-	if p.snapshot().State != Running {
-		p.note(ctx, Running, func(r *record) { r.Pid, r.Serial = rec.Pid, rec.Serial })
+		p.remember(Running, running) // only: the next daemon tells it, if this one did not
+	case p.snapshot().State != Running:
+		p.note(ctx, Running, running)
 	}
 	fault.Point("task:started")
 	return rec.Pid
@@ -118,6 +121,7 @@ func (s *Set) Exec(ctx context.Context, req ExecRequest) error {
 		return err
 	}
 	p := newProcess(c, req.ExecID, req.Stdio, Created)
+	p.rec.AddedAt = time.Now()
 	spec, err := processSpec(p, req.Spec)
 	if err != nil {
 		return err
@@ -142,12 +146,19 @@ func (s *Set) Exec(ctx context.Context, req ExecRequest) error {
 		err = p.save()
 	}
 	if err == nil {
-		err = s.publish(ctx, "", &events.TaskExecAdded{ContainerID: c.ID, ExecID: p.execID})
+		err = p.publishAdded(ctx)
 	}
 	if err != nil {
 		return errors.Join(err, p.removeExec())
 	}
 	return nil
+}
+
+// publishAdded tells that an exec is there. IDs are used again: its time tells it
+// from others.
+func (p *process) publishAdded(ctx context.Context) error {
+	key := p.key("added", uint64(p.snapshot().AddedAt.UnixNano()))
+	return p.c.set.publish(ctx, key, &events.TaskExecAdded{ContainerID: p.c.ID, ExecID: p.execID})
 }
 
 func (p *process) specPath() string { return p.c.file("exec-" + p.execID + ".spec") }

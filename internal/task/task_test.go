@@ -31,6 +31,10 @@ import (
 // journal is a Publisher that keeps keys.
 type journal struct{ keys []string }
 
+func (j *journal) Tell(ctx context.Context, key, topic string, event any) error {
+	return j.Publish(ctx, key, topic, event)
+}
+
 func (j *journal) Publish(_ context.Context, key, _ string, _ any) error {
 	j.keys = append(j.keys, key)
 	return nil
