@@ -86,6 +86,8 @@ type boxRecord struct {
 	// ByShim is set if the sandbox was made at a reserved endpoint, by containerd's
 	// own sandboxer: it gives up on a sandbox as it does on a task, with Cleanup.
 	ByShim bool `json:",omitempty"`
+	// Bundle is what the endpoint was reserved for, a directory of containerd's.
+	Bundle string `json:",omitempty"`
 	// ClientsRecord is set if the client wrote the record in the store itself, and
 	// so deletes it itself.
 	ClientsRecord bool `json:",omitempty"`

@@ -68,11 +68,12 @@ type Server interface {
 // concurrent use; calls on different sandboxes never wait for each other. Every
 // call needs a namespace in its context.
 type Controller struct {
-	cfg    Config
-	server Server
-	wg     sync.WaitGroup // watchers of sandboxes
-	closed chan struct{}
-	close  func() error
+	cfg     Config
+	server  Server
+	wg      sync.WaitGroup // watchers of sandboxes
+	bundles *bundles       // nil before Load
+	closed  chan struct{}
+	close   func() error
 
 	mu    sync.Mutex // guards the fields below
 	ended bool       // no new watchers

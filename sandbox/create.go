@@ -144,7 +144,7 @@ func (b *box) unclaim() error {
 		return b.forget()
 	}
 	rec := b.snapshot()
-	return b.save(boxRecord{Namespace: rec.Namespace, ID: rec.ID, Kind: kindOpen, State: Reserved, ByShim: rec.ByShim, CreatedAt: rec.CreatedAt})
+	return b.save(boxRecord{Namespace: rec.Namespace, ID: rec.ID, Kind: kindOpen, State: Reserved, ByShim: rec.ByShim, Bundle: rec.Bundle, CreatedAt: rec.CreatedAt})
 }
 
 // forget removes the box and its directory.

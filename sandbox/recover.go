@@ -44,7 +44,11 @@ func (c *Controller) Load(ctx context.Context, server Server) error {
 	if err := group.Wait(); err != nil {
 		return err
 	}
-	return c.loadRecords(ctx)
+	if err := c.loadRecords(ctx); err != nil {
+		return err
+	}
+	c.loadBundles(ctx)
+	return nil
 }
 
 // loadDir takes over one sandbox. One that cannot be is reported and left as it

@@ -23,8 +23,8 @@ const (
 	stopGrace = 10 * time.Second
 	// cleanupTimeout bounds clean-up that no caller waits for.
 	cleanupTimeout = 30 * time.Second
-	// fallenRetry is the pause between two attempts to clean up when nobody asked.
-	fallenRetry = 5 * time.Second
+	// insistPause is between two attempts to clean up when nobody asked.
+	insistPause = 5 * time.Second
 )
 
 // Stop ends everything in a sandbox: TERM to its containers, KILL when the
@@ -144,35 +144,14 @@ func (b *box) teardownNetwork(ctx context.Context) error {
 // fallen handles walls that fell without a Stop: the holder or the monitor was
 // killed. What still runs in there has no sandbox any more, and is ended too.
 func (b *box) fallen(inst isolation.Instance) {
-	for {
-		select {
-		case b.op <- struct{}{}:
-		case <-b.c.closed:
-			return
-		}
-		err := b.endFallen(inst)
-		b.unlock()
-		if err == nil {
-			return
-		}
-		log.G(b.context()).WithError(err).Error("clean up after a sandbox that ended by itself")
-		select {
-		case <-time.After(fallenRetry):
-		case <-b.done:
-			return
-		case <-b.c.closed:
-			return
-		}
-	}
+	b.insist("clean up after a sandbox that ended by itself", func(ctx context.Context) error { return b.endFallen(ctx, inst) })
 }
 
 // endFallen is one attempt of fallen. The caller holds op.
-func (b *box) endFallen(inst isolation.Instance) error {
+func (b *box) endFallen(ctx context.Context, inst isolation.Instance) error {
 	if b.instance() != inst {
 		return nil // A Stop was faster.
 	}
-	ctx, cancel := context.WithTimeout(b.context(), cleanupTimeout)
-	defer cancel()
 	reason, status := "its monitor died", uint32(255)
 	if exit := inst.Exit(); exit != nil {
 		reason = "its holder died"

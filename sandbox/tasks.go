@@ -28,8 +28,9 @@ func (c *Controller) Tasks(ctx context.Context, sandboxID string) (*task.Set, er
 }
 
 // Endpoint reserves an address for what a client is about to create, a sandbox
-// or a container without one, and returns it. It may be repeated.
-func (c *Controller) Endpoint(ctx context.Context, id string) (string, error) {
+// or a container without one, and returns it. It may be repeated. What is made there
+// goes when its bundle is removed; NotFound: it is gone already, and so is the client.
+func (c *Controller) Endpoint(ctx context.Context, id, bundle string) (string, error) {
 	k, err := keyOf(ctx, id)
 	if err != nil {
 		return "", err
@@ -40,10 +41,11 @@ func (c *Controller) Endpoint(ctx context.Context, id string) (string, error) {
 	}
 	defer b.unlock()
 	fault.Point("sandbox:endpoint")
-	if fresh {
-		rec := b.snapshot()
-		rec.ByShim = true
-		err = b.save(rec)
+	if rec := b.snapshot(); fresh || rec.ByShim && rec.Kind != kindSandbox {
+		if err = c.watchBundle(bundle, k); err == nil {
+			rec.ByShim, rec.Bundle = true, bundle
+			err = b.save(rec)
+		}
 	}
 	if err == nil {
 		err = b.listen()
@@ -77,6 +79,9 @@ func (b *box) startSingle(ctx context.Context) error {
 		return err
 	}
 	defer b.unlock()
+	if !b.c.current(b) {
+		return fmt.Errorf("sandbox %q: its endpoint was released: %w", b.k.id, errdefs.ErrNotFound)
+	}
 	if b.snapshot().State != Reserved {
 		return nil // Somebody was faster.
 	}

@@ -209,10 +209,11 @@ func (f *fakeShim) Containerd(address string) {
 
 var _ Shim = (*fakeShim)(nil)
 
-func (f *fakeShim) Endpoint(ctx context.Context, id string) (string, error) {
+func (f *fakeShim) Endpoint(ctx context.Context, id, bundle string) (string, error) {
 	err := f.note(ctx, call{Verb: "Endpoint", ID: id})
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	f.bundle = bundle
 	return f.address, err
 }
 

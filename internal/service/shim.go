@@ -30,8 +30,8 @@ import (
 type Shim interface {
 	// Endpoint makes sure that a task with this id, which has no sandbox, can
 	// be created, and returns where its Task service is served over ttrpc:
-	// unix:///path.
-	Endpoint(ctx context.Context, id string) (address string, err error)
+	// unix:///path. Both go when the bundle is removed.
+	Endpoint(ctx context.Context, id, bundle string) (address string, err error)
 	// Cleanup ends the task with this id, if it still runs, and frees what it
 	// holds; containerd calls it whenever it lost the connection of a task,
 	// after each orderly deletion too, so a task that is not there is no error.
@@ -198,7 +198,7 @@ func shimStart(ctx context.Context, shim Shim, c shimCommand, stdin []byte) ([]b
 	if err != nil {
 		return nil, err
 	}
-	address, err := shim.Endpoint(ctx, c.id)
+	address, err := shim.Endpoint(ctx, c.id, c.bundle)
 	if err != nil {
 		return nil, err
 	}

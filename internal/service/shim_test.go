@@ -139,6 +139,10 @@ func testShimStart(t *testing.T, h helper, fake *fakeShim) {
 	if got := fake.last(); got.Namespace != "ns1" || got.ID != "c1" {
 		t.Fatalf("asked for %+v", got)
 	}
+	// It is the working directory.
+	if bundle, _ := fake.got(); filepath.Dir(bundle) != filepath.Dir(h.t.TempDir()) {
+		t.Fatalf("bundle %q", bundle)
+	}
 
 	// An older containerd: options on standard input, or nothing.
 	for _, stdin := range [][]byte{nil, marshal(t, &anypb.Any{TypeUrl: "containerd.runc.v1.Options", Value: []byte{1}})} {

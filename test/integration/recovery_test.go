@@ -1,8 +1,12 @@
 package integration
 
 import (
+	"context"
+	"errors"
 	"fmt"
+	"os"
 	"os/exec"
+	"path/filepath"
 	"runtime"
 	"sync"
 	"syscall"
@@ -12,15 +16,98 @@ import (
 	tasks "github.com/containerd/containerd/api/services/tasks/v1"
 	tasktypes "github.com/containerd/containerd/api/types/task"
 	containerd "github.com/containerd/containerd/v2/client"
+	"github.com/containerd/containerd/v2/core/containers"
 	"github.com/containerd/containerd/v2/pkg/cio"
 	"github.com/containerd/containerd/v2/pkg/oci"
+	"github.com/containerd/errdefs"
 	"github.com/containerd/errdefs/pkg/errgrpc"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc"
 
 	"caisson/test/daemon"
 	"caisson/test/harness"
 )
+
+// TestCreationIsGivenUp: the OCI runtime takes longer than anybody wants to wait for
+// it. Whoever gives up, and whatever containerd says to us then, nothing is left of a
+// container without a sandbox.
+func TestCreationIsGivenUp(t *testing.T) {
+	for _, c := range []struct {
+		name   string
+		engine string
+		giveUp func(h *harness.Host, cancel func(), proceed func() error) error
+	}{
+		{"the client", daemon.EngineStock, func(_ *harness.Host, cancel func(), _ func() error) error { cancel(); return nil }},
+		{"containerd", daemon.EngineStock, func(h *harness.Host, _ func(), _ func() error) error {
+			return errors.Join(h.KillContainerd(), h.StartContainerd(h.Context(time.Minute)))
+		}},
+		{"caissond", daemon.EngineEmbedded, func(h *harness.Host, _ func(), proceed func() error) error {
+			return errors.Join(h.Kill(), proceed(), h.Start(h.Context(time.Minute)))
+		}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			h := harness.Start(t, daemon.Options{Engine: c.engine})
+			asked, answer := filepath.Join(h.Dir, "asked"), filepath.Join(h.Dir, "answer")
+			if err := errors.Join(syscall.Mkfifo(asked, 0o600), syscall.Mkfifo(answer, 0o600)); err != nil {
+				t.Fatal(err)
+			}
+			f, err := os.OpenFile(answer, os.O_RDWR, 0) // both ways: whoever should read may be gone
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer f.Close()
+			proceed := func() error {
+				_, err := f.WriteString("\n")
+				return err
+			}
+			c2, err := newContainer(h, "c", nil, oci.WithProcessArgs("true"), func(_ context.Context, _ oci.Client, _ *containers.Container, s *specs.Spec) error {
+				s.Hooks = &specs.Hooks{CreateRuntime: []specs.Hook{{Path: "/bin/sh", Args: []string{"sh", "-c", ": >" + asked + "; read _ <" + answer}}}}
+				return nil
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			ctx, cancel := context.WithCancel(h.In(time.Minute))
+			created := make(chan error, 1)
+			go func() {
+				_, err := c2.NewTask(ctx, cio.NullIO)
+				created <- err
+			}()
+			if _, err := os.ReadFile(asked); err != nil { // returns when the runtime is at it
+				t.Fatal(err)
+			}
+			if err := c.giveUp(h, cancel, proceed); err != nil {
+				t.Fatal(err)
+			}
+			cancel()
+			if err := <-created; err == nil {
+				t.Error("created")
+			}
+			bundles := filepath.Join(h.Dir, "*", "*", "io.containerd.runtime.v2.task", h.Token, "c")
+			gone := func(what, pattern string) {
+				t.Helper()
+				if err := daemon.Poll(h.Context(time.Minute), time.Minute, func() error {
+					left, err := filepath.Glob(pattern)
+					if err == nil && len(left) > 0 {
+						err = fmt.Errorf("%s: %v is there", what, left)
+					}
+					return err
+				}); err != nil {
+					t.Error(err)
+				}
+			}
+			gone("bundle", bundles)
+			if err := proceed(); err != nil {
+				t.Fatal(err)
+			}
+			gone("sandbox", filepath.Join(h.State, "s", "*"))
+			if _, err := loadTask(h, "c"); !errdefs.IsNotFound(err) {
+				t.Errorf("task: %v", err)
+			}
+		})
+	}
+}
 
 // load keeps every processor busy until the test is over.
 func load(t *testing.T) {
