@@ -78,6 +78,8 @@ type Controller struct {
 	mu    sync.Mutex // guards the fields below
 	ended bool       // no new watchers
 	boxes map[key]*box
+	// unread are the directories, by name, of sandboxes that Load could not read.
+	unread map[string]bool
 }
 
 var _ core.Controller = (*Controller)(nil)
@@ -95,7 +97,7 @@ func (k key) hash() string {
 
 // NewController returns a controller without sandboxes; Load fills it.
 func NewController(cfg Config) *Controller {
-	c := &Controller{cfg: cfg, closed: make(chan struct{}), boxes: map[key]*box{}}
+	c := &Controller{cfg: cfg, closed: make(chan struct{}), boxes: map[key]*box{}, unread: map[string]bool{}}
 	c.close = sync.OnceValue(c.letGo)
 	return c
 }
@@ -113,6 +115,9 @@ func (c *Controller) letGo() error {
 	}
 	c.mu.Unlock()
 	var errs []error
+	if c.bundles != nil {
+		errs = append(errs, c.bundles.watch.Close())
+	}
 	for _, b := range boxes {
 		errs = append(errs, b.close())
 	}
@@ -171,9 +176,24 @@ func (c *Controller) findAny(ctx context.Context, id string) (*box, error) {
 	defer c.mu.Unlock()
 	b, ok := c.boxes[k]
 	if !ok {
-		return nil, fmt.Errorf("sandbox %q: %w", id, errdefs.ErrNotFound)
+		return nil, c.missingLocked(k)
 	}
 	return b, nil
+}
+
+// missingLocked says why there is no box. That a sandbox does not exist is said only
+// if it is certain: clients forget it then.
+func (c *Controller) missingLocked(k key) error {
+	if c.unread[k.hash()] {
+		return fmt.Errorf("sandbox %q: its files cannot be read, see the log: %w", k.id, errdefs.ErrUnavailable)
+	}
+	return fmt.Errorf("sandbox %q: %w", k.id, errdefs.ErrNotFound)
+}
+
+func (c *Controller) missing(k key) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.missingLocked(k)
 }
 
 // acquire finds a box and holds its op. What it returns was not removed while it
@@ -196,6 +216,9 @@ func (c *Controller) acquire(ctx context.Context, id string, find func(context.C
 // acquireOrAdd is the same for a box that is made if there is none; fresh tells
 // that it was.
 func (c *Controller) acquireOrAdd(ctx context.Context, k key) (b *box, fresh bool, err error) {
+	if err := c.missing(k); !errdefs.IsNotFound(err) {
+		return nil, false, err
+	}
 	for {
 		b, fresh = c.add(k, kindOpen, Reserved)
 		if fresh {

@@ -167,6 +167,16 @@ func TestASandboxThatCannotBeTakenOverIsNotCalledStopped(t *testing.T) {
 		r.open()
 	}
 	isolation("of another daemon")
+	// containerd keeps a task that answers Connect, and whose Pids are not NotFound.
+	if _, err := r.tasks("sb").Connect(r.ctx(), "c"); err != nil {
+		t.Errorf("connect: %v", err)
+	}
+	if _, err := r.tasks("sb").Pids(r.ctx(), "c"); !errdefs.IsUnavailable(err) {
+		t.Errorf("processes of a container that may run: %v", err)
+	}
+	if _, err := r.ctl.Cleanup(r.ctx(), "c", r.member("sb")); !errdefs.IsUnavailable(err) {
+		t.Errorf("cleanup: %v", err)
+	}
 	if err := r.ctl.Stop(r.ctx(), "sb"); err == nil {
 		t.Error("stopped, although nobody can tell")
 	}
@@ -261,5 +271,59 @@ func TestCreateThatCannotBeUndoneIsLeftToDelete(t *testing.T) {
 	}
 	if n := r.count("exit c c 255"); n != 0 {
 		t.Errorf("an exit was told of what never ran: %q", r.events.all())
+	}
+}
+
+// member is the bundle of a container in a sandbox, as containerd leaves it.
+func (r *rig) member(sandboxID string) string {
+	r.t.Helper()
+	bundle := r.t.TempDir()
+	if err := os.WriteFile(filepath.Join(bundle, "sandbox"), []byte(sandboxID), 0o600); err != nil {
+		r.t.Fatal(err)
+	}
+	return bundle
+}
+
+// What cannot be read may run all the same: clients take NotFound for an end.
+func TestWhatCannotBeReadIsNotCalledGone(t *testing.T) {
+	r := newRig(t)
+	r.run("sb", &api.Options{})
+	r.container("sb", "c", "busybox sleep 1000")
+	for _, path := range []string{r.path("sb", "t", "c", "init.json"), r.path("sb", "sandbox.json")} {
+		good, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.close()
+		if err := os.WriteFile(path, []byte("{"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		r.open()
+		if filepath.Base(path) == "sandbox.json" {
+			if st, err := r.ctl.Status(r.ctx(), "sb", false); !errdefs.IsUnavailable(err) {
+				t.Errorf("status: %+v, %v", st, err)
+			}
+			if _, err := r.ctl.Endpoint(r.ctx(), "sb", r.dir); !errdefs.IsUnavailable(err) {
+				t.Errorf("endpoint in its place: %v", err)
+			}
+		} else {
+			if st, err := r.tasks("sb").State(r.ctx(), "c", ""); !errdefs.IsUnavailable(err) {
+				t.Errorf("state: %+v, %v", st, err)
+			}
+			if _, err := r.tasks("sb").Create(r.ctx(), task.CreateRequest{ID: "c", Bundle: r.bundle("other", "true")}); !errdefs.IsAlreadyExists(err) {
+				t.Errorf("create in its place: %v", err)
+			}
+		}
+		if _, err := r.ctl.Cleanup(r.ctx(), "c", r.member("sb")); !errdefs.IsUnavailable(err) {
+			t.Errorf("cleanup: %v", err)
+		}
+		r.close()
+		if err := os.WriteFile(path, good, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		r.open()
+		if st, err := r.tasks("sb").State(r.ctx(), "c", ""); err != nil || st.State != task.Running {
+			t.Errorf("mended: %+v, %v", st, err)
+		}
 	}
 }

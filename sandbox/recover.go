@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	core "github.com/containerd/containerd/v2/core/sandbox"
@@ -72,6 +73,9 @@ func (c *Controller) loadDir(ctx context.Context, dir string) {
 	}
 	if err != nil {
 		log.G(ctx).WithError(err).WithField("path", dir).Error("sandbox not loaded")
+		c.mu.Lock()
+		c.unread[filepath.Base(dir)] = true
+		c.mu.Unlock()
 		return
 	}
 	fault.Point("sandbox:load")
@@ -92,7 +96,11 @@ func (c *Controller) loadDir(ctx context.Context, dir string) {
 // resume goes on from the state that the last daemon wrote down. The caller
 // holds op.
 func (b *box) resume(ctx context.Context) error {
-	switch state := b.snapshot().State; state {
+	state := b.snapshot().State
+	if slices.Contains([]State{Ready, Stopping, Stopped}, state) {
+		b.tasks.Withhold() // until they are loaded
+	}
+	switch state {
 	case Reserved:
 		return b.listen()
 	case Creating:
@@ -179,6 +187,9 @@ func (b *box) undoCreate(ctx context.Context) error {
 func (c *Controller) loadRecords(ctx context.Context) error {
 	err := c.cfg.Store.ForEach(ctx, func(namespace string, sb core.Sandbox) error {
 		k := key{namespace, sb.ID}
+		if !errdefs.IsNotFound(c.missing(k)) {
+			return nil // It has a directory, and may run.
+		}
 		b, fresh := c.add(k, kindSandbox, Stopped)
 		if !fresh {
 			return nil

@@ -112,7 +112,8 @@ func ignoreDone(err error) error {
 }
 
 // Dial connects to the monitor that runs in dir. errdefs.ErrNotFound: there
-// is no socket; errdefs.ErrUnavailable: nobody listens on it.
+// is no socket; errdefs.ErrUnavailable: nobody listens on it; errdefs.ErrResourceExhausted:
+// the monitor is too slow.
 func Dial(ctx context.Context, dir string) (*Conn, error) {
 	c, err := dial(ctx, dir)
 	if err != nil {
@@ -170,8 +171,10 @@ func dialSocket(ctx context.Context, dir *os.File) (*net.UnixConn, error) {
 	case err == nil:
 	case errors.Is(err, unix.ENOENT):
 		return nil, fmt.Errorf("%w: %w", errdefs.ErrNotFound, err)
-	case errors.Is(err, unix.ECONNREFUSED), errors.Is(err, unix.EAGAIN):
+	case errors.Is(err, unix.ECONNREFUSED):
 		return nil, fmt.Errorf("%w: %w", errdefs.ErrUnavailable, err)
+	case errors.Is(err, unix.EAGAIN): // it is there, and does not accept
+		return nil, fmt.Errorf("%w: %w", errdefs.ErrResourceExhausted, err)
 	default:
 		return nil, err
 	}

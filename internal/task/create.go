@@ -179,7 +179,7 @@ func (s *Set) reserve(req CreateRequest) (*container, error) {
 	if s.ending.Err() != nil {
 		return nil, s.errEnding() // End would not know of it.
 	}
-	if _, ok := s.containers[c.ID]; ok {
+	if s.containers[c.ID] != nil || s.unread[c.ID] {
 		return nil, fmt.Errorf("task %q: %w", c.ID, errdefs.ErrAlreadyExists)
 	}
 	s.containers[c.ID] = c

@@ -30,6 +30,7 @@ import (
 func (s *Set) Load(ctx context.Context, host isolation.Host) error {
 	entries, err := os.ReadDir(filepath.Join(s.cfg.Dir, "t"))
 	if errors.Is(err, os.ErrNotExist) {
+		s.loaded(nil)
 		return nil
 	}
 	if err != nil {
@@ -48,7 +49,7 @@ func (s *Set) Load(ctx context.Context, host isolation.Host) error {
 	unread := map[string]bool{}
 	for _, entry := range entries {
 		name := entry.Name()
-		if _, err := s.container(name); err == nil {
+		if s.has(name) {
 			continue // Load is repeated.
 		}
 		if strings.HasPrefix(name, gravePrefix) {
@@ -68,7 +69,15 @@ func (s *Set) Load(ctx context.Context, host isolation.Host) error {
 		s.settle(ctx, c, known)
 	}
 	s.killStrays(ctx, host, known, unread)
+	s.loaded(unread)
 	return nil
+}
+
+// loaded ends Withhold.
+func (s *Set) loaded(unread map[string]bool) {
+	s.mu.Lock()
+	s.withheld, s.unread = false, unread
+	s.mu.Unlock()
 }
 
 // survey is what the monitor knows: its records by serial, and the latest process

@@ -68,7 +68,9 @@ type Set struct {
 
 	mu         sync.Mutex // guards the fields below; lock before container.mu
 	host       isolation.Host
-	closed     bool // nothing runs in the background any more
+	closed     bool            // nothing runs in the background any more
+	withheld   bool            // there may be containers that Load has not found yet
+	unread     map[string]bool // containers whose files Load could not read
 	containers map[string]*container
 	runs       map[string]chan monitor.Exit // runtimes that somebody waits for, by tag
 }
@@ -187,10 +189,29 @@ func (s *Set) container(id string) (*container, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	c, ok := s.containers[id]
-	if !ok {
-		return nil, fmt.Errorf("task %q: %w", id, errdefs.ErrNotFound)
+	switch {
+	case ok:
+		return c, nil
+	case s.withheld:
+		return nil, fmt.Errorf("task %q: sandbox %q was not taken over from the last caissond, see the log: %w", id, s.cfg.SandboxID, errdefs.ErrUnavailable)
+	case s.unread[id]:
+		return nil, fmt.Errorf("task %q: its files cannot be read, see the log: %w", id, errdefs.ErrUnavailable)
 	}
-	return c, nil
+	return nil, fmt.Errorf("task %q: %w", id, errdefs.ErrNotFound)
+}
+
+func (s *Set) has(id string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.containers[id] != nil
+}
+
+// Withhold keeps the set from saying that a container does not exist until Load has
+// found out which do: clients, and containerd first of all, forget one then.
+func (s *Set) Withhold() {
+	s.mu.Lock()
+	s.withheld = true
+	s.mu.Unlock()
 }
 
 // process finds the init process of a container, or one of its execs.
@@ -234,10 +255,13 @@ func (s *Set) dispatch(e monitor.Exit) {
 	}
 	id, execID := splitTag(e.Tag)
 	p, err := s.process(id, execID)
-	if err != nil {
+	if errdefs.IsNotFound(err) {
 		// What it belonged to was undone or deleted.
 		s.ack(e.Serial)
 		return
+	}
+	if err != nil {
+		return // It is kept for a daemon that can read what it belongs to.
 	}
 	s.background(func() { p.ended(e) })
 }
