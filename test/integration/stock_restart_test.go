@@ -198,6 +198,12 @@ func TestStockShimStartsDaemon(t *testing.T) {
 	}
 	ns := readlink(t, fmt.Sprintf("/proc/%d/ns/mnt", h.ContainerdPid()))
 	t.Cleanup(func() { endInMountNamespace(t, h, ns) })
+	t.Cleanup(func() {
+		if t.Failed() {
+			text, err := os.ReadFile(fmt.Sprintf("/proc/%d/root/run/caisson/caissond.log", h.ContainerdPid()))
+			t.Logf("log of the daemons that were started (%v):\n%s", err, text)
+		}
+	})
 	h.Import("", harness.Image)
 
 	// Several at once get one daemon.
