@@ -276,3 +276,23 @@ func TestMainSpeaks(t *testing.T) {
 		}
 	}
 }
+
+// A daemon that was killed holds its locks for a moment yet.
+func TestLockOfADyingDaemonIsWaitedFor(t *testing.T) {
+	dir := t.TempDir()
+	dying, err := lockDirectory("root", dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := lockDirectory("root", dir); !errdefs.IsFailedPrecondition(err) {
+		t.Errorf("a second one: %v", err)
+	}
+	time.AfterFunc(50*time.Millisecond, func() { dying.Close() })
+	lock, err := lockDirectory("root", dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := lock.Close(); err != nil {
+		t.Error(err)
+	}
+}
