@@ -316,7 +316,7 @@ func TestIDsWithTheSameDirectory(t *testing.T) {
 	r.run(first, &api.Options{})
 	for name, call := range map[string]func() error{
 		"create":   func() error { return r.ctl.Create(r.ctx(), core.Sandbox{ID: second}) },
-		"endpoint": func() error { _, err := r.ctl.Endpoint(r.ctx(), second); return err },
+		"endpoint": func() error { _, err := r.ctl.Endpoint(r.ctx(), second, r.dir); return err },
 	} {
 		if err := call(); !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), "another ID") {
 			t.Errorf("%s: %v", name, err)
