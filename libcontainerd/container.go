@@ -79,6 +79,10 @@ func (c *container) NewTask(ctx context.Context, checkpointDir string, withStdin
 	if err != nil {
 		return nil, fmt.Errorf("container %q: create task: %w", id, err)
 	}
+	defer c.ledger.endMaking()
+	if err := c.ledger.beginMaking(); err != nil {
+		return nil, errors.Join(fmt.Errorf("container %q: create task: %w", id, err), std.discard())
+	}
 	ct, err := c.ctr.NewTask(ctx, func(string) (cio.IO, error) { return std.io, nil }, opts...)
 	if err != nil {
 		err = failed(err, "container %q: create task", id)

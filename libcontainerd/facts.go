@@ -61,6 +61,22 @@ func (l *ledger) own(pid uint32) (r *run) {
 	return r
 }
 
+// beginMaking: a task is asked for, until endMaking is called. Should this program
+// be killed before, the next one knows that the task which it may find was never
+// started.
+func (l *ledger) beginMaking() error {
+	l.mu.Lock()
+	l.making++
+	l.mu.Unlock()
+	return l.save()
+}
+
+func (l *ledger) endMaking() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.making--
+}
+
 // setHalfMade notes that a task may exist that nobody got the news of.
 func (l *ledger) setHalfMade(is bool) {
 	l.mu.Lock()

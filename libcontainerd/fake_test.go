@@ -33,6 +33,7 @@ type fake struct {
 	mu      sync.Mutex
 	random  *rand.Rand
 	lost    float64 // of the answers to calls that change something
+	spoils  float64 // of the starts of execs, which are interrupted; 1: the next alone
 	away    bool
 	life    chan struct{} // closed by a crash
 	nextPid uint32
@@ -74,6 +75,9 @@ type fakeProcess struct {
 	code    uint32
 	at      time.Time
 	exited  chan struct{}
+	// spoilt: its start was interrupted, after which runc's shim says that it has
+	// exited, and panics when it does.
+	spoilt bool
 }
 
 type fakeExit struct {
@@ -160,6 +164,20 @@ func (f *fake) release() {
 		publish()
 	}
 	f.held = nil
+}
+
+// lose has the answers to this share of the calls get lost.
+func (f *fake) lose(share float64) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.lost = share
+}
+
+// spoil has the next start of an exec be interrupted.
+func (f *fake) spoil() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.spoils = 1
 }
 
 // other is another program's connection.
@@ -281,6 +299,13 @@ func (f *conn) Start(_ context.Context, r *tasks.StartRequest, _ ...grpc.CallOpt
 		if p.status != tasktypes.Status_CREATED || f.tasks[r.ContainerID].status == tasktypes.Status_STOPPED {
 			return fmt.Errorf("process is %s: %w", p.status, errdefs.ErrFailedPrecondition)
 		}
+		if r.ExecID != "" && f.random.Float64() < f.spoils {
+			if f.spoils == 1 {
+				f.spoils = 0
+			}
+			p.spoilt = true
+			return errAway
+		}
 		p.status, p.started = tasktypes.Status_RUNNING, true
 		if r.ExecID == "" {
 			f.publishLocked("/tasks/start", &apievents.TaskStart{ContainerID: r.ContainerID, Pid: p.pid})
@@ -315,6 +340,10 @@ func (f *fake) endLocked(id, exec string, code uint32) {
 	last := f.random.IntN(2) == 0
 	if exec == "" && !last {
 		f.endExecsLocked(id)
+	}
+	if p.spoilt {
+		delete(f.tasks, id)
+		return
 	}
 	p.status, p.code, p.at = tasktypes.Status_STOPPED, code, time.Now()
 	close(p.exited)
@@ -354,12 +383,16 @@ func (f *conn) Wait(ctx context.Context, r *tasks.WaitRequest, _ ...grpc.CallOpt
 	f.mu.Lock()
 	life, down := f.life, f.downLocked()
 	p, err := f.processLocked(r.ContainerID, r.ExecID)
+	spoilt := p != nil && p.spoilt
 	f.mu.Unlock()
 	if down != nil {
 		return nil, down
 	}
 	if err != nil {
 		return nil, errgrpc.ToGRPC(err)
+	}
+	if spoilt {
+		return &tasks.WaitResponse{}, nil
 	}
 	select {
 	case <-p.exited:

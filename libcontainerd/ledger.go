@@ -31,7 +31,8 @@ type ledger struct {
 
 	oldStdio []string // directories of an earlier program
 
-	halfMade bool // there may be a task that nobody got the news of
+	making   int  // calls for a new task that have not returned
+	halfMade bool // one that returned may have made a task that nobody got the news of
 	asking   bool // a goroutine asks for the state
 	pauses   int  // how many paused and resumed events came
 }

@@ -86,9 +86,12 @@ func (h *handle) Resize(ctx context.Context, width, height uint32) error {
 	return failed(err, "%s: resize", h)
 }
 
+// errNotStarted: the server gave the start of an exec up.
+var errNotStarted = errors.New("the start was interrupted")
+
 // start lets the process run. An attempt whose answer was lost may have done it, so
-// it is repeated until there is an answer that settles it; a call that ends before
-// leaves the process starting.
+// it is repeated until there is an answer that settles it, or for an exec is
+// errNotStarted; a call that ends before leaves the process starting.
 func (h *handle) start(ctx context.Context) error {
 	before := h.ledger.starting(h.proc)
 	defer h.ledger.returned(h.proc)
@@ -107,6 +110,9 @@ func (h *handle) start(ctx context.Context) error {
 			return nil
 		}
 		err = failed(err, "%s: start", h)
+		if uncertain(err) && h.proc.id != "" {
+			return h.settleStart(ctx, err)
+		}
 		if !uncertain(err) {
 			started, known := h.startedAnyway(ctx, first)
 			if started {
@@ -119,6 +125,26 @@ func (h *handle) start(ctx context.Context) error {
 		}
 		if pause(ctx, &wait) != nil {
 			return err
+		}
+	}
+}
+
+// settleStart finds out what became of an exec's start that got no answer. It is
+// not repeated: runc's shim gives it up when the connection breaks, and panics when
+// a process exits that was started at the second attempt.
+func (h *handle) settleStart(ctx context.Context, cause error) error {
+	wait := retryFirst
+	for {
+		started, known := h.startedAnyway(ctx, false)
+		if started {
+			return nil
+		}
+		if known {
+			h.ledger.idle(h.proc)
+			return fmt.Errorf("%w: %w", errNotStarted, cause)
+		}
+		if pause(ctx, &wait) != nil {
+			return cause
 		}
 	}
 }
@@ -303,6 +329,20 @@ func (h *handle) delete(ctx context.Context) (*containerd.ExitStatus, error) {
 		return nil, failed(err, "%s: delete", h)
 	}
 	return containerd.NewExitStatus(resp.ExitStatus, resp.ExitedAt.AsTime(), nil), nil
+}
+
+// deleteSurely is delete until there is an answer.
+func (h *handle) deleteSurely(ctx context.Context) error {
+	wait := retryFirst
+	for {
+		_, err := h.delete(ctx)
+		if err == nil || errdefs.IsNotFound(err) {
+			return nil
+		}
+		if !uncertain(err) || pause(ctx, &wait) != nil {
+			return err
+		}
+	}
 }
 
 // forgotten: the server knows the process no more, and nobody needs its stdio.

@@ -270,3 +270,55 @@ func TestEngineDeletesFromItsBackend(t *testing.T) {
 func TestSandbox(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) { sandboxLife(newWorld(t, nil)) })
 }
+
+// TestTaskThatNobodyStarted: NewTask gets no answer, and what it made ends before
+// anyone looks. It looks like one that ran; but it has no start, and no exit.
+func TestTaskThatNobodyStarted(t *testing.T) {
+	for _, restart := range []bool{false, true} {
+		bubble(t, nil, func(w *world) {
+			ctr, err := w.c.NewContainer(w.ctx, "k", spec(), "fake", nil)
+			w.must(err)
+			w.f.hold() // the stream is late as well
+			w.f.lose(1)
+			if _, err := ctr.NewTask(w.ctx, "", false, nil); !errdefs.IsUnavailable(err) {
+				t.Fatalf("a call without an answer: %v", err)
+			}
+			w.f.lose(0)
+			w.f.end("k", "", 137)
+			if restart {
+				w.end()
+				w.begin(w.log)
+				ctr = w.load("k")
+			}
+			_, err = ctr.Task(w.ctx)
+			w.must(err)
+			w.expect("k", "create")
+			w.f.release()
+			task, err := ctr.Start(w.ctx, "", false, nil)
+			w.must(err)
+			w.must(task.ForceDelete(w.ctx))
+			w.expect("k", "create", "create", "start", "exit 137")
+			w.end()
+		})
+	}
+}
+
+// TestInterruptedExec: the server gives the start of an exec up when the connection
+// breaks. The exec is made anew, for a second start would spoil it.
+func TestInterruptedExec(t *testing.T) {
+	w := newWorld(t, nil)
+	ctr, err := w.c.NewContainer(w.ctx, "k", spec(), "fake", nil)
+	w.must(err)
+	task, err := ctr.Start(w.ctx, "", false, nil)
+	w.must(err)
+	w.f.spoil()
+	p, err := task.Exec(w.ctx, "e", &specs.Process{Args: []string{"true"}}, false, nil)
+	w.must(err)
+	w.f.end("k", "e", 7)
+	w.expect("k", "create", "start", "exec-added e", "exec-started e", "exit e 7")
+	_, err = p.Delete(w.ctx)
+	w.must(err)
+	w.must(task.ForceDelete(w.ctx))
+	w.must(ctr.Delete(w.ctx))
+	w.end()
+}

@@ -266,7 +266,7 @@ func TestRandom(t *testing.T) {
 func randomRound(t *testing.T, seed uint64) {
 	random := rand.New(rand.NewPCG(seed, 1))
 	f := newFake(seed)
-	f.lost = 0.05
+	f.lost, f.spoils = 0.05, 0.2
 	dir := t.TempDir()
 	events := &eventtest.Log{Next: &moody{random: rand.New(rand.NewPCG(seed, 2))}}
 	prog := &program{next: events, last: map[string][]eventtest.Event{}}

@@ -143,7 +143,8 @@ func (p *process) stoppedLocked(state *tasktypes.Process) {
 
 // observe writes down the state of the container's task and returns its run; nil:
 // the state is out of date. One that has stopped had started, unless the client
-// knows that nobody asked for that.
+// knows that nobody asked for that: not of a task that it knew, nor of one that its
+// own call made and has no answer of.
 func (l *ledger) observe(before view, state *tasktypes.Process) (r *run) {
 	l.update(func() {
 		if r = l.withPidLocked(state.Pid); r == nil {
@@ -153,7 +154,7 @@ func (l *ledger) observe(before view, state *tasktypes.Process) (r *run) {
 			r = l.beginLocked(state.Pid)
 			r.heard = true
 		}
-		p, own := r.init, r == before.run
+		p, known := r.init, r == before.run
 		p.added = true
 		switch {
 		case running(state.Status):
@@ -162,11 +163,11 @@ func (l *ledger) observe(before view, state *tasktypes.Process) (r *run) {
 				r.paused = state.Status != tasktypes.Status_RUNNING
 			}
 		case state.Status == tasktypes.Status_STOPPED:
-			if !own || p.starting {
+			if !known && !l.halfMade && l.making == 0 || p.starting {
 				p.startedLocked(state.Pid)
 			}
 			p.stoppedLocked(state)
-		case state.Status == tasktypes.Status_CREATED && own && before.init.idleLocked():
+		case state.Status == tasktypes.Status_CREATED && known && before.init.idleLocked():
 			p.starting = false
 		}
 	})

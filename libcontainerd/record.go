@@ -24,8 +24,9 @@ const (
 
 // record is what a ledger keeps for the next start of the program.
 type record struct {
-	Version int
-	Runs    []runRecord
+	Version  int
+	HalfMade bool `json:",omitempty"` // a task was asked for, and there is no answer
+	Runs     []runRecord
 }
 
 type runRecord struct {
@@ -53,7 +54,7 @@ func (l *ledger) save() error {
 	l.saving.Lock()
 	defer l.saving.Unlock()
 	l.mu.Lock()
-	rec := record{Version: recordVersion}
+	rec := record{Version: recordVersion, HalfMade: l.halfMade || l.making > 0}
 	for _, r := range l.runs {
 		run := runRecord{Init: r.init.record(), Paused: r.pausedTold, OOM: r.oom || l.waitsLocked(r, EventOOM), OOMTold: r.oomTold}
 		for _, p := range r.execs {
@@ -100,7 +101,7 @@ func (l *ledger) load() error {
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.runs, l.oldStdio = runs, old
+	l.runs, l.oldStdio, l.halfMade = runs, old, rec.HalfMade
 	return nil
 }
 

@@ -298,14 +298,20 @@ func (t *task) startExec(ctx context.Context, h *handle, spec *specs.Process) er
 		t.ledger.removed(h.proc)
 		return fmt.Errorf("%s: %w", h, err)
 	}
-	if err := t.addExec(ctx, h, spec); err != nil {
-		return errors.Join(err, t.undoExec(ctx, h, err))
+	for {
+		err := t.addExec(ctx, h, spec)
+		if err == nil {
+			t.ledger.update(func() { h.proc.added = true })
+			err = h.start(ctx)
+		}
+		if errors.Is(err, errNotStarted) && h.deleteSurely(ctx) == nil {
+			continue
+		}
+		if err != nil {
+			return errors.Join(err, t.undoExec(ctx, h, err))
+		}
+		return nil
 	}
-	t.ledger.update(func() { h.proc.added = true })
-	if err := h.start(ctx); err != nil {
-		return errors.Join(err, t.undoExec(ctx, h, err))
-	}
-	return nil
 }
 
 func (t *task) addExec(ctx context.Context, h *handle, spec *specs.Process) error {

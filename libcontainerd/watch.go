@@ -88,7 +88,10 @@ func (l *ledger) await(ctx context.Context, r *run, p *process, certain bool) (e
 	if err != nil {
 		return exit{}, failed(err, "container %q: wait", l.id)
 	}
-	return exit{Code: resp.ExitStatus, At: resp.ExitedAt.AsTime()}, nil
+	if resp.ExitedAt.AsTime().Unix() <= 0 { // that is no exit, see settleStart
+		return exit{}, fmt.Errorf("container %q: wait: the answer has no time: %w", l.id, errdefs.ErrUnavailable)
+	}
+	return exitOf(resp.ExitStatus, resp.ExitedAt), nil
 }
 
 // stillThere: what the server has under the process's id is that process.

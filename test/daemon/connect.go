@@ -57,9 +57,10 @@ func (d *Daemon) Client(namespace string) (*containerd.Client, error) {
 func (d *Daemon) ready(ctx context.Context, s *server) error {
 	ctx, cancel := context.WithTimeout(ctx, startLimit)
 	defer cancel()
+	exited := s.exited // of this launch
 	go func() {
 		select {
-		case <-s.exited:
+		case <-exited:
 			cancel()
 		case <-ctx.Done():
 		}
