@@ -185,7 +185,7 @@ func (c *client) NewContainer(ctx context.Context, id string, spec *specs.Spec, 
 	// What an earlier container of the id left is told before the new one's events.
 	l, err := c.open(containers, id, func(l *ledger) {
 		l.containerGone()
-		l.update(func() { l.deleted = false })
+		l.exists()
 	})
 	if err != nil {
 		ctx, cancel := undoing(ctx)
@@ -228,7 +228,7 @@ func (c *client) find(ctx context.Context, id string) (containerd.Container, *le
 	if err != nil {
 		return nil, nil, err
 	}
-	l, err := c.open(containers, id, nil)
+	l, err := c.open(containers, id, (*ledger).exists)
 	return ctr, l, err
 }
 

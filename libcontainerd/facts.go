@@ -39,7 +39,7 @@ func (l *ledger) createdLocked(pid uint32) *run {
 	r := l.withPidLocked(pid)
 	if r == nil {
 		last := l.currentLocked()
-		if last != nil && !last.init.removed && last.init.exit == nil || l.isGoneLocked("", pid) || len(l.runs) >= maxRuns {
+		if last != nil && !last.init.removed && last.init.exit == nil || l.isGoneLocked("", pid) || len(l.runs) >= maxRuns || l.deleted {
 			return nil
 		}
 		r = l.beginLocked(pid)
@@ -270,6 +270,14 @@ func (l *ledger) containerGone() {
 	})
 }
 
+// exists: the server has the container. It may have been taken for gone, by a call
+// that could not undo what it did.
+func (l *ledger) exists() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.deleted = false
+}
+
 // paused is what an event says; calls do not, for their events come later.
 func (l *ledger) paused(on bool) {
 	l.update(func() {
@@ -302,10 +310,15 @@ func (l *ledger) current() *run {
 	return l.currentLocked()
 }
 
-// sandbox changes the one process that a sandbox has.
+// sandbox changes the one process that a sandbox has. What is learned of one that is
+// gone is late.
 func (l *ledger) sandbox(change func(*process)) {
 	l.update(func() {
-		if len(l.runs) == 0 {
+		switch {
+		case len(l.runs) == 0 && l.deleted:
+			change(newProcess("", 0))
+			return
+		case len(l.runs) == 0:
 			l.beginLocked(0)
 		}
 		change(l.currentLocked().init)

@@ -303,21 +303,39 @@ func (f *conn) Start(_ context.Context, r *tasks.StartRequest, _ ...grpc.CallOpt
 			if f.spoils == 1 {
 				f.spoils = 0
 			}
-			p.spoilt = true
+			if f.random.IntN(2) == 0 {
+				p.spoilt = true
+			} else { // or it is only late
+				time.AfterFunc(time.Duration(f.random.IntN(100))*time.Millisecond, func() { f.startLate(r, p) })
+			}
 			return errAway
 		}
-		p.status, p.started = tasktypes.Status_RUNNING, true
-		if r.ExecID == "" {
-			f.publishLocked("/tasks/start", &apievents.TaskStart{ContainerID: r.ContainerID, Pid: p.pid})
-		} else {
-			f.nextPid++
-			p.pid = f.nextPid
-			f.publishLocked("/tasks/exec-started", &apievents.TaskExecStarted{ContainerID: r.ContainerID, ExecID: r.ExecID, Pid: p.pid})
-		}
+		f.startLocked(r, p)
 		pid = p.pid
 		return nil
 	})
 	return &tasks.StartResponse{Pid: pid}, err
+}
+
+func (f *fake) startLocked(r *tasks.StartRequest, p *fakeProcess) {
+	p.status, p.started = tasktypes.Status_RUNNING, true
+	if r.ExecID == "" {
+		f.publishLocked("/tasks/start", &apievents.TaskStart{ContainerID: r.ContainerID, Pid: p.pid})
+		return
+	}
+	f.nextPid++
+	p.pid = f.nextPid
+	f.publishLocked("/tasks/exec-started", &apievents.TaskExecStarted{ContainerID: r.ContainerID, ExecID: r.ExecID, Pid: p.pid})
+}
+
+// startLate does what a request that nobody waits for any more asked for.
+func (f *fake) startLate(r *tasks.StartRequest, p *fakeProcess) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	t := f.tasks[r.ContainerID]
+	if t != nil && t.status == tasktypes.Status_RUNNING && t.execs[r.ExecID] == p && p.status == tasktypes.Status_CREATED {
+		f.startLocked(r, p)
+	}
 }
 
 // end lets a process exit. The exits of a container's execs may be published after
@@ -471,7 +489,7 @@ func (f *conn) DeleteProcess(_ context.Context, r *tasks.DeleteProcessRequest, _
 		if p.status == tasktypes.Status_RUNNING {
 			return fmt.Errorf("exec runs: %w", errdefs.ErrFailedPrecondition)
 		}
-		resp.ExitStatus, resp.ExitedAt = p.code, timestamppb.New(p.at)
+		resp.Pid, resp.ExitStatus, resp.ExitedAt = p.pid, p.code, timestamppb.New(p.at)
 		delete(f.tasks[r.ContainerID].execs, r.ExecID)
 		return nil
 	})

@@ -31,6 +31,7 @@ type handle struct {
 	run    *run
 	proc   *process
 	stdio  stdio
+	early  *exit // of an exec that the server has forgotten before this handle was returned
 
 	drained func() <-chan struct{} // closed when the output was read to its end
 }
@@ -211,6 +212,9 @@ func (h *handle) Delete(ctx context.Context) (*containerd.ExitStatus, error) {
 		return nil, err
 	}
 	defer end()
+	if e := h.early; e != nil {
+		return containerd.NewExitStatus(e.Code, e.At, nil), h.forgotten()
+	}
 	state, err := h.observe(ctx)
 	if errdefs.IsNotFound(err) {
 		return nil, errors.Join(fmt.Errorf("%s: delete: %w", h, err), h.forgotten())
@@ -328,19 +332,34 @@ func (h *handle) delete(ctx context.Context) (*containerd.ExitStatus, error) {
 	if err != nil {
 		return nil, failed(err, "%s: delete", h)
 	}
+	if h.proc.id != "" && resp.Pid != 0 && resp.ExitedAt.AsTime().Unix() > 0 {
+		h.ledger.update(func() { // which may be the first news of its start
+			h.proc.startedLocked(resp.Pid)
+			h.proc.exitLocked(exitOf(resp.ExitStatus, resp.ExitedAt))
+		})
+	}
 	return containerd.NewExitStatus(resp.ExitStatus, resp.ExitedAt.AsTime(), nil), nil
 }
 
-// deleteSurely is delete until there is an answer.
-func (h *handle) deleteSurely(ctx context.Context) error {
+// revoke deletes an exec whose start was interrupted; but the server may have come
+// to start it all the same.
+func (h *handle) revoke(ctx context.Context) (started bool, err error) {
 	wait := retryFirst
 	for {
 		_, err := h.delete(ctx)
 		if err == nil || errdefs.IsNotFound(err) {
-			return nil
+			h.ledger.mu.Lock()
+			h.early = h.proc.exit
+			h.ledger.mu.Unlock()
+			return h.early != nil, nil
 		}
-		if !uncertain(err) || pause(ctx, &wait) != nil {
-			return err
+		if !uncertain(err) {
+			if started, _ := h.startedAnyway(ctx, false); started {
+				return true, nil
+			}
+		}
+		if pause(ctx, &wait) != nil {
+			return false, err
 		}
 	}
 }

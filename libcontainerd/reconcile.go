@@ -148,7 +148,7 @@ func (p *process) stoppedLocked(state *tasktypes.Process) {
 func (l *ledger) observe(before view, state *tasktypes.Process) (r *run) {
 	l.update(func() {
 		if r = l.withPidLocked(state.Pid); r == nil {
-			if l.currentLocked() != before.run || l.isGoneLocked("", state.Pid) || state.Pid == 0 {
+			if l.currentLocked() != before.run || l.isGoneLocked("", state.Pid) || state.Pid == 0 || l.deleted {
 				return
 			}
 			r = l.beginLocked(state.Pid)
@@ -232,7 +232,8 @@ func (c *client) reconcileForeign(ctx context.Context, l *ledger, r *run) error 
 }
 
 // reconcileSandbox asks for a sandbox's state. One that has ended, and whose start
-// may have been this program's doing, had started; those who wait learn its exit.
+// may have been this program's doing, had started; those who wait learn its exit. One
+// that does not run may be about to, if its start got no answer.
 func (c *client) reconcileSandbox(ctx context.Context, l *ledger) error {
 	var before asked
 	l.sandbox(func(p *process) { before = asked{p, p.calls} })
@@ -249,9 +250,6 @@ func (c *client) reconcileSandbox(ctx context.Context, l *ledger) error {
 			p.startedLocked(st.Pid)
 		default:
 			p.added = true
-			if before.idleLocked() {
-				p.starting = false
-			}
 		}
 	})
 	return nil

@@ -59,10 +59,8 @@ func (c *client) NewSandbox(ctx context.Context, sb sandbox.Sandbox, opts ...san
 	}
 	l, err := c.open(sandboxes, sb.ID, func(l *ledger) {
 		l.containerGone()
-		l.update(func() {
-			l.deleted = false
-			l.beginLocked(0)
-		})
+		l.exists()
+		l.sandbox(func(*process) {})
 	})
 	if err != nil {
 		return nil, undo(err)
@@ -116,7 +114,7 @@ func (c *client) findSandbox(ctx context.Context, id string) (*sandboxHandle, er
 	if err != nil {
 		return nil, err
 	}
-	l, err := c.open(sandboxes, id, nil)
+	l, err := c.open(sandboxes, id, (*ledger).exists)
 	if err != nil {
 		return nil, err
 	}
@@ -254,13 +252,19 @@ func (s *sandboxHandle) noteExit(ctx context.Context) error {
 	if err := s.client.reconcile(ctx, s.ledger); err != nil {
 		return err
 	}
-	var started bool
-	s.ledger.sandbox(func(p *process) { started = p.started && p.exit == nil })
-	if !started {
+	if !s.live() {
 		return s.ledger.save()
 	}
+	// A start that got no answer and is still under way is over after that.
 	if err := s.Stop(ctx, 0); err != nil && !errdefs.IsNotFound(err) {
 		return err
+	}
+	if err := s.client.reconcile(ctx, s.ledger); err != nil {
+		return err
+	}
+	s.ledger.sandbox(func(p *process) { p.starting = false })
+	if !s.live() {
+		return s.ledger.save()
 	}
 	st, err := s.Wait(ctx)
 	if errdefs.IsNotFound(err) {
@@ -271,6 +275,12 @@ func (s *sandboxHandle) noteExit(ctx context.Context) error {
 	}
 	s.ledger.sandbox(func(p *process) { p.exitLocked(exit{Code: st.ExitCode(), At: st.ExitTime()}) })
 	return s.ledger.save()
+}
+
+// live: the sandbox runs, or may come to.
+func (s *sandboxHandle) live() (live bool) {
+	s.ledger.sandbox(func(p *process) { live = p.live() })
+	return live
 }
 
 func (s *sandboxHandle) NewContainer(ctx context.Context, containerID string, spec *specs.Spec, shim string, runtimeOptions any, opts ...containerd.NewContainerOpts) (Container, error) {

@@ -304,8 +304,14 @@ func (t *task) startExec(ctx context.Context, h *handle, spec *specs.Process) er
 			t.ledger.update(func() { h.proc.added = true })
 			err = h.start(ctx)
 		}
-		if errors.Is(err, errNotStarted) && h.deleteSurely(ctx) == nil {
-			continue
+		if errors.Is(err, errNotStarted) {
+			started, rerr := h.revoke(ctx)
+			if rerr == nil && !started {
+				continue
+			}
+			if started {
+				return nil
+			}
 		}
 		if err != nil {
 			return errors.Join(err, t.undoExec(ctx, h, err))

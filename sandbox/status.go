@@ -63,9 +63,11 @@ func (c *Controller) Status(ctx context.Context, sandboxID string, verbose bool)
 		SandboxID: sandboxID,
 		State:     stateNotReady,
 		CreatedAt: rec.CreatedAt,
-		ExitedAt:  rec.ExitedAt,
 		Address:   "ttrpc+" + b.address(),
 		Version:   taskVersion,
+	}
+	if !rec.StartedAt.IsZero() { // what never ran has not exited
+		status.ExitedAt = rec.ExitedAt
 	}
 	if rec.State == Ready {
 		status.State = stateReady

@@ -112,8 +112,8 @@ type soak struct {
 
 	lives, finished, starts, breaks atomic.Int64
 
-	mu      sync.Mutex // guards those below
-	alive   map[string]bool
+	mu      sync.Mutex        // guards those below
+	alive   map[string]string // containers that may exist, and the sandboxes they are in
 	program *program
 	exits   map[string]bool // that were told
 	away    []outage
@@ -199,6 +199,7 @@ func (k *soak) excused(e eventtest.Event) bool {
 // anything happens.
 type plan struct {
 	id    string
+	box   string // the sandbox it is in; empty if in none
 	end   ending
 	execs []execPlan
 	pause bool
@@ -232,6 +233,9 @@ func (k *soak) plan(worker, n int) plan {
 	r := k.rand(uint64(worker), uint64(n))
 	// Ids are used again soon after their container went.
 	p := plan{id: fmt.Sprintf("w%d-%d", worker, n%3), pause: r.IntN(8) == 0}
+	if r.IntN(3) == 0 && k.s.caisson() {
+		p.box = "box-" + p.id
+	}
 	p.end = []ending{byItself, byTerm, byTerm, byTerm, byKill, byForce}[r.IntN(6)]
 	if p.end == byItself {
 		return p
@@ -279,7 +283,7 @@ func (k *soak) work(ctx context.Context, worker int) {
 // ends the life early; that the container can be removed in the end is certain.
 func (k *soak) live(p plan) bool {
 	w := &life{k: k, plan: p}
-	k.setAlive(p.id, true)
+	k.setAlive(p.id, p.box)
 	err := w.through()
 	if err == nil {
 		k.finished.Add(1)
@@ -292,7 +296,7 @@ func (k *soak) live(p plan) bool {
 		k.t.Errorf("%s cannot be removed after %v: %v", p.id, err, rerr)
 		return false
 	}
-	k.setAlive(p.id, false)
+	k.setDead(p.id)
 	return true
 }
 
@@ -339,6 +343,7 @@ type book struct {
 
 type entry struct {
 	code     uint32
+	any      bool // code is not known before
 	killed   bool // its code may be 137
 	lost     bool // another program may have deleted it
 	started  int  // successful starts
@@ -383,7 +388,8 @@ func (b *book) check(events []eventtest.Event, excused func(eventtest.Event) boo
 		exits[name(e.ID, exec)]++
 		killed := entry.killed && e.Info.ExitCode == 137 && e.Info.Error == nil
 		lost := entry.lost && errdefs.IsDataLoss(e.Info.Error)
-		if !killed && !lost && !excused(e) && (e.Info.ExitCode != entry.code || e.Info.Error != nil) {
+		ended := entry.any && e.Info.Error == nil
+		if !ended && !killed && !lost && !excused(e) && (e.Info.ExitCode != entry.code || e.Info.Error != nil) {
 			errs = append(errs, fmt.Errorf("%s: the code is %d (killed=%t)", e, entry.code, entry.killed))
 		}
 		if at := e.Info.ExitedAt; time.Since(at) > time.Hour || time.Until(at) > time.Second {
@@ -401,7 +407,7 @@ func (b *book) check(events []eventtest.Event, excused func(eventtest.Event) boo
 func newSoak(t *testing.T, s *server, seed uint64) *soak {
 	k := &soak{
 		s: s, t: t, seed: seed, dir: filepath.Join(s.Dir, "soak"), root: filepath.Join(s.Dir, "soakroot"), proxy: newProxy(t, s.Address),
-		other: s.Client(""), alive: map[string]bool{}, exits: map[string]bool{}, changed: make(chan struct{}),
+		other: s.Client(""), alive: map[string]string{}, exits: map[string]bool{}, changed: make(chan struct{}),
 	}
 	makeRoot(t, k.root)
 	var err error

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"sync"
 	"syscall"
@@ -36,14 +37,16 @@ func (k *soak) client() *program {
 	return k.program
 }
 
-func (k *soak) setAlive(id string, alive bool) {
+func (k *soak) setAlive(id, box string) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	if alive {
-		k.alive[id] = true
-	} else {
-		delete(k.alive, id)
-	}
+	k.alive[id] = box
+}
+
+func (k *soak) setDead(id string) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	delete(k.alive, id)
 }
 
 // open starts the program and has it load all containers that may exist.
@@ -80,15 +83,17 @@ func (k *soak) restart() {
 	k.closeProgram()
 	k.open()
 	k.mu.Lock()
-	var ids []string
-	for id := range k.alive {
-		ids = append(ids, id)
-	}
+	alive := maps.Clone(k.alive)
 	k.mu.Unlock()
-	for _, id := range ids {
+	for id, box := range alive {
 		ctx, cancel := context.WithTimeout(context.Background(), soakWait)
-		err := retry(ctx, func() error {
-			_, err := k.client().LoadContainer(ctx, id)
+		err := retry(ctx, func() (err error) {
+			if box != "" {
+				_, err = k.client().LoadSandbox(ctx, box)
+			}
+			if err == nil || errdefs.IsNotFound(err) {
+				_, err = k.client().LoadContainer(ctx, id)
+			}
 			if errdefs.IsNotFound(err) {
 				return nil
 			}
@@ -121,7 +126,7 @@ func (w *life) through() error {
 	ctx, cancel := context.WithTimeout(context.Background(), soakWait)
 	defer cancel()
 	code := w.k.code(w.id, "")
-	c, err := w.k.client().NewContainer(ctx, w.id, w.spec(script(w.end, code, int(code)%40)), w.k.s.runtime, nil)
+	c, err := w.container(ctx, w.spec(script(w.end, code, int(code)%40)))
 	if err != nil {
 		return err
 	}
@@ -165,6 +170,23 @@ func (w *life) through() error {
 		return err
 	}
 	return w.finish(ctx, t.Pid())
+}
+
+// container makes it, and the sandbox it is in.
+func (w *life) container(ctx context.Context, spec *specs.Spec) (libcontainerd.Container, error) {
+	if w.box == "" {
+		return w.k.client().NewContainer(ctx, w.id, spec, w.k.s.runtime, nil)
+	}
+	sb, err := w.k.client().NewSandbox(ctx, record(w.box))
+	if err != nil {
+		return nil, err
+	}
+	w.k.book.note(w.box, "", func(e *entry) { e.any = true; e.attempts++ })
+	if err := sb.Start(ctx); err != nil {
+		return nil, err
+	}
+	w.k.book.note(w.box, "", func(e *entry) { e.started++ })
+	return sb.NewContainer(ctx, w.id, spec, w.k.s.runtime, nil)
 }
 
 // finish ends the container as planned.
@@ -270,6 +292,26 @@ func (w *life) remove(ctx context.Context) error {
 	if w.end == byForce || w.end == byKill {
 		w.mayDie("")
 	}
+	return errors.Join(w.removeContainer(ctx), w.removeBox(ctx))
+}
+
+func (w *life) removeBox(ctx context.Context) error {
+	if w.box == "" {
+		return nil
+	}
+	return retry(ctx, func() error {
+		sb, err := w.k.client().LoadSandbox(ctx, w.box)
+		if errdefs.IsNotFound(err) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		return sb.Shutdown(ctx)
+	})
+}
+
+func (w *life) removeContainer(ctx context.Context) error {
 	return retry(ctx, func() error {
 		c, err := w.k.client().LoadContainer(ctx, w.id)
 		if errdefs.IsNotFound(err) {
