@@ -90,6 +90,7 @@ func (b *box) endTasks(ctx context.Context, grace time.Duration) error {
 	if b.instance() == nil {
 		err := b.reconnect(ctx) // A daemon that could not take it over left it alone.
 		if gone(err) {
+			b.tasks.EndOrphans(ctx)
 			return b.tasks.Load(ctx, nil)
 		}
 		if err != nil {
@@ -104,6 +105,7 @@ func (b *box) endTasks(ctx context.Context, grace time.Duration) error {
 	case <-b.c.closed:
 		return err // The monitor lives on, we have let go of it.
 	default:
+		b.tasks.EndOrphans(ctx)
 		return nil
 	}
 }

@@ -88,6 +88,10 @@ func (c *Conn) Err() error {
 	}
 }
 
+// HangUp ends the connection for a monitor that has died, after what it has sent:
+// somebody else, like a process that it was just starting, may hold its end open.
+func (c *Conn) HangUp() error { return c.sock.CloseRead() }
+
 // Close drops the connection. The monitor and the sandbox live on.
 func (c *Conn) Close() error { return c.close() }
 

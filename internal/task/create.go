@@ -348,6 +348,9 @@ func (p *process) run(ctx context.Context, host isolation.Host, f oci.Files, arg
 		Files:   stdio,
 	})
 	if err != nil {
+		if errdefs.IsUnavailable(err) { // It may have been started all the same.
+			endOrphans(ctx, f.Pid)
+		}
 		return monitor.Process{}, fmt.Errorf("%v: start OCI runtime: %w", p, err)
 	}
 	var exit monitor.Exit
@@ -361,6 +364,7 @@ func (p *process) run(ctx context.Context, host isolation.Host, f oci.Files, arg
 	fault.Point("runtime:ended")
 	switch {
 	case !ok:
+		endOrphans(ctx, f.Pid)
 		return monitor.Process{}, fmt.Errorf("%v: %w", p, ErrMonitorGone)
 	case exitStatus(exit.Status) != 0:
 		failed := fmt.Errorf("exit status %d", exitStatus(exit.Status))

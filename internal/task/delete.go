@@ -86,8 +86,10 @@ func (p *process) endUnstarted(ctx context.Context) error {
 // remove takes away what is left of a container that has ended. The record goes
 // last, so that what fails before can be repeated.
 func (c *container) remove(ctx context.Context, exit Exit) error {
-	// What never ran according to us is what Create could not take back.
-	force := c.init.snapshot().Serial == 0
+	// What never ran according to us is what Create could not take back. And without a
+	// monitor a killed init can be on its way for a while: it waits for its zombies.
+	_, gone := c.set.attached()
+	force := c.init.snapshot().Serial == 0 || gone != nil
 	if err := c.Runtime.Delete(ctx, c.ID, c.file("delete.log"), force); err != nil {
 		return fmt.Errorf("task %q: %w", c.ID, err)
 	}

@@ -160,9 +160,14 @@ type instance struct {
 }
 
 func newInstance(ctx context.Context, conn *monitor.Conn, holder monitor.Process) (*instance, error) {
+	life, err := openProcess(conn.Pid())
+	if err != nil {
+		return nil, fmt.Errorf("watch monitor: %w", err)
+	}
+	// Its answer says that it lives, so the pid is still its own.
 	src, err := conn.Subscribe(ctx)
 	if err != nil {
-		return nil, fmt.Errorf("subscribe to exits: %w", err)
+		return nil, errors.Join(fmt.Errorf("subscribe to exits: %w", err), life.Close())
 	}
 	in := &instance{
 		conn:   conn,
@@ -171,18 +176,43 @@ func newInstance(ctx context.Context, conn *monitor.Conn, holder monitor.Process
 		done:   make(chan struct{}),
 		closed: make(chan struct{}),
 	}
-	finished := make(chan struct{})
+	var watchers sync.WaitGroup
+	watchers.Go(func() { in.watch(src) })
+	watchers.Go(func() { in.outlive(life) })
 	in.close = sync.OnceValue(func() error {
 		close(in.closed)
-		err := conn.Close()
-		<-finished
+		err := errors.Join(conn.Close(), life.Close())
+		watchers.Wait()
 		return err
 	})
-	go func() {
-		defer close(finished)
-		in.watch(src)
-	}()
 	return in, nil
+}
+
+// openProcess returns a process's pidfd, which is readable once it has ended.
+func openProcess(pid int) (*os.File, error) {
+	fd, err := unix.PidfdOpen(pid, unix.PIDFD_NONBLOCK)
+	if errors.Is(err, unix.ESRCH) {
+		return nil, fmt.Errorf("process %d: %w: %w", pid, err, errdefs.ErrUnavailable)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("process %d: %w", pid, err)
+	}
+	return os.NewFile(uintptr(fd), "pidfd"), nil
+}
+
+// outlive ends the connection when the monitor has ended. It ends itself then, or
+// when life is closed.
+func (in *instance) outlive(life *os.File) {
+	raw, err := life.SyscallConn()
+	if err == nil {
+		err = raw.Read(func(fd uintptr) bool {
+			n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0)
+			return n > 0 && err == nil
+		})
+	}
+	if err == nil {
+		_ = in.conn.HangUp() // it is closed already, mostly
+	}
 }
 
 // watch passes on the exits of members and keeps the holder's for itself. It
