@@ -30,7 +30,7 @@ func main() {
 		code = daemon.Main(ctx, daemon.System{Args: os.Args[1:], Dir: dir, Stdout: os.Stdout, Stderr: os.Stderr})
 	}()
 	if err := reap.Orphans(done); err != nil {
-		fmt.Fprintf(os.Stderr, "caissond: %v\n", err)
+		fmt.Fprintf(os.Stderr, "caissond: %v\n", err) // it is no reason not to serve
 		<-done
 	}
 	stop()

@@ -16,8 +16,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Orphans reaps what this process inherits, until done is closed. What others wait
-// for, with os/exec, it must not touch. The kernel keeps a list of children for each
+// Orphans reaps what this process inherits, until done is closed. On an error nothing
+// is inherited, or no more of it reaped. What others wait for, with os/exec, it must not touch. The kernel keeps a list of children for each
 // thread and enters orphans in that of the first one; so the caller is locked to the
 // first thread, where no child is ever made. A main package does both in its init:
 //
@@ -31,8 +31,7 @@ func Orphans(done <-chan struct{}) error {
 	}
 	children := fmt.Sprintf("/proc/self/task/%d/children", pid)
 	if _, err := os.Stat(children); err != nil {
-		<-done // An old or small kernel: orphans go where they always went.
-		return fmt.Errorf("reap orphans: %w", err)
+		return fmt.Errorf("reap orphans: the kernel has no CONFIG_PROC_CHILDREN: %w", err)
 	}
 	ended := make(chan os.Signal, 1)
 	signal.Notify(ended, unix.SIGCHLD)

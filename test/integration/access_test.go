@@ -3,6 +3,7 @@ package integration
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"net"
 	"os"
@@ -167,6 +168,7 @@ func TestSocketsAreRoots(t *testing.T) {
 			}
 		})
 	}
+	checkNoAbstractSockets(t, h)
 	if info, err := os.Stat(h.Root); err != nil || info.Mode().Perm() != 0o700 {
 		t.Errorf("the root directory: %v, %v", info.Mode(), err)
 	}
@@ -296,6 +298,45 @@ func checkSocketsOwnNamespace(t *testing.T, h *harness.Host, names []string) {
 			if ns == of && err != nil || ns != of && !errdefs.IsInvalidArgument(err) {
 				t.Errorf("namespace %s at the socket of one in %s: %v", ns, of, err)
 			}
+		}
+	}
+}
+
+// checkNoAbstractSockets: those have no mode, and every container in the host's
+// network namespace reaches them.
+func checkNoAbstractSockets(t *testing.T, h *harness.Host) {
+	t.Helper()
+	table, err := os.ReadFile("/proc/net/unix")
+	if err != nil {
+		t.Fatal(err)
+	}
+	names := map[string]string{} // by inode
+	for line := range strings.Lines(string(table)) {
+		if f := strings.Fields(line); len(f) == 8 {
+			names[f[6]] = f[7]
+		}
+	}
+	for name, pids := range programs(t, h) {
+		sockets := 0
+		for _, pid := range pids {
+			files, err := filepath.Glob(fmt.Sprintf("/proc/%d/fd/*", pid))
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, file := range files {
+				target, _ := os.Readlink(file) // closed meanwhile
+				inode, is := strings.CutPrefix(target, "socket:[")
+				if !is {
+					continue
+				}
+				sockets++
+				if path := names[strings.TrimSuffix(inode, "]")]; strings.HasPrefix(path, "@") {
+					t.Errorf("%s has the abstract socket %s", name, path)
+				}
+			}
+		}
+		if sockets == 0 {
+			t.Errorf("%s has no sockets", name)
 		}
 	}
 }
