@@ -1,6 +1,9 @@
 package crisuite
 
 import (
+	"archive/tar"
+	"bytes"
+	"context"
 	"os"
 	"path/filepath"
 	"strings"
@@ -8,6 +11,9 @@ import (
 	"time"
 
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"caisson/test/harness"
+	"caisson/test/image"
 )
 
 func adds(capabilities ...string) func(*runtime.ContainerConfig) {
@@ -157,5 +163,69 @@ func TestMegabytes(t *testing.T) {
 			t.Error("an argument that no program can have was passed on")
 		}
 		s.expect(id, "echo still here", "still here\n")
+	})
+}
+
+// TestHostileImages: what an image has in the place of a file that the server or the
+// runtime reads or mounts over leads to no file of the host, and holds nobody up.
+func TestHostileImages(t *testing.T) {
+	node := func(kind byte) tar.Header { return tar.Header{Typeflag: kind, Mode: 0o666, Devmajor: 1, Devminor: 5} }
+	each(t, func(t *testing.T, s *server) {
+		secret := filepath.Join(s.Host.Dir, "hostile-"+s.Name)
+		if err := os.WriteFile(secret, []byte("of the host"), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		up := strings.Repeat("../", 20)
+		link := func(to string) tar.Header { return tar.Header{Typeflag: tar.TypeSymlink, Linkname: to} }
+		p := s.pod()
+		for name, nodes := range map[string]map[string]tar.Header{
+			"passwd-device": {"/etc/passwd": node(tar.TypeChar)},
+			"passwd-link":   {"/etc/passwd": link(up + secret)},
+			"hosts-fifo":    {"/etc/hosts": node(tar.TypeFifo)},
+			"hosts-link":    {"/etc/hosts": link(up + secret)},
+			"etc-link":      {"/etc": link(up + filepath.Dir(secret))},
+			"dev-link":      {"/dev": link(filepath.Dir(secret))},
+			"sys-link":      {"/sys": link(up + filepath.Dir(secret))},
+		} {
+			if s.Name == reference && name == "dev-link" {
+				continue // runc 1.1 makes links on the host
+			}
+			t.Run(name, func(t *testing.T) {
+				var archive bytes.Buffer
+				ref := "docker.io/library/hostile-" + name + ":latest"
+				if err := image.Write(&archive, image.Options{Ref: ref, Nodes: nodes}); err != nil {
+					t.Fatal(err)
+				}
+				harness.Share(t, running[s.Name]).ImportArchive(harness.CRINamespace, archive.Bytes())
+				cfg := p.config(name, "exec sleep 1000")
+				cfg.Image.Image = ref
+				ctx, cancel := context.WithTimeout(s.Host.Context(time.Minute), 10*time.Second)
+				defer cancel()
+				created, err := s.CreateContainer(ctx, &runtime.CreateContainerRequest{PodSandboxId: p.id, Config: cfg, SandboxConfig: p.cfg})
+				if err == nil {
+					_, err = s.StartContainer(ctx, &runtime.StartContainerRequest{ContainerId: created.ContainerId})
+				}
+				// It may be refused, or serve the image's user with what it has.
+				if ctx.Err() != nil {
+					t.Errorf("it hangs: %v", err)
+				}
+				if err == nil {
+					s.expect(created.ContainerId, "cat /etc/passwd /etc/hosts 2>/dev/null | grep 'of the host' || true", "")
+				}
+				files, err := os.ReadDir(filepath.Dir(secret))
+				if err != nil {
+					t.Fatal(err)
+				}
+				for _, f := range files {
+					if f.Type()&(os.ModeSymlink|os.ModeDevice|os.ModeNamedPipe) != 0 {
+						t.Errorf("the host has %v", f)
+					}
+				}
+				if data, err := os.ReadFile(secret); err != nil || string(data) != "of the host" {
+					t.Errorf("the host's file has %q, %v", data, err)
+				}
+			})
+		}
+		p.expectReady()
 	})
 }

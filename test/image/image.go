@@ -47,6 +47,9 @@ type Options struct {
 	// mode is 0755 for what begins with #!, else 0644, unless Modes says another.
 	Files map[string]string
 	Modes map[string]int64
+	// Nodes are added in the place of what else is there: links, FIFOs, devices. The
+	// header has the type and what belongs to it.
+	Nodes map[string]tar.Header
 	// Busybox is the static binary to use; found in PATH if empty.
 	Busybox string
 }

@@ -72,6 +72,14 @@ func rootfs(opts Options) ([]byte, error) {
 		}
 		l.file(name, []byte(content), mode)
 	}
+	for name, header := range opts.Nodes {
+		for other := range l.entries { // a link has nothing below it
+			if strings.HasPrefix(other, name+"/") {
+				delete(l.entries, other)
+			}
+		}
+		l.add(name, entry{Header: header})
+	}
 	return l.tar()
 }
 
