@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -65,8 +66,9 @@ func (r *rig) pids(sandboxID string) map[string]int {
 // their sandboxes. Each time the sandbox is told as stopped at once, all that was in
 // it has ended, each exit is told once, and the other sandbox has not noticed.
 func TestFallenWalls(t *testing.T) {
-	quiet := func(*rig) {}
-	busy := func(r *rig) {
+	over := func() {}
+	quiet := func(*rig) func() { return over }
+	busy := func(r *rig) func() {
 		r.container("sb", "c", "busybox sleep 1000 & exec busybox sleep 1000")
 		r.exec("sb", "c", "e", "/bin/busybox", "sleep", "1000")
 		if _, err := r.tasks("sb").Start(r.ctx(), "c", "e"); err != nil {
@@ -75,27 +77,33 @@ func TestFallenWalls(t *testing.T) {
 		if _, err := r.ctl.CreateTask(r.ctx(), "sb", task.CreateRequest{ID: "waits", Bundle: r.bundle("waits", "true")}); err != nil {
 			r.t.Fatal(err)
 		}
+		return over
 	}
 	exits := []string{"exit c c 137", "exit c e 137", "exit waits waits 137"}
 	for name, tc := range map[string]struct {
 		options *api.Options
-		before  func(*rig)
+		before  func(*rig) (over func()) // returns when its calls are over
 		exits   []string
 	}{
 		"idle":       {&api.Options{}, quiet, nil},
 		"busy":       {&api.Options{}, busy, exits},
 		"shared PID": {&api.Options{Namespaces: &api.Namespaces{SharePid: true}}, busy, exits},
-		"creating": {&api.Options{}, func(r *rig) {
+		"creating": {&api.Options{}, func(r *rig) func() {
 			runtime, begun := r.slowRuntime()
 			opts, err := typeurl.MarshalAny(&options.Options{BinaryName: runtime})
 			if err != nil {
 				r.t.Fatal(err)
 			}
 			bundle := r.bundle("c", "busybox sleep 1000")
-			go r.ctl.CreateTask(r.ctx(), "sb", task.CreateRequest{ID: "c", Bundle: bundle, Options: opts}) //nolint:errcheck // it fails
+			var calls sync.WaitGroup
+			calls.Go(func() {
+				// Whether it fails depends on who is killed.
+				_, _ = r.ctl.CreateTask(r.ctx(), "sb", task.CreateRequest{ID: "c", Bundle: bundle, Options: opts})
+			})
 			begun()
+			return calls.Wait
 		}, nil},
-		"executing": {&api.Options{}, func(r *rig) {
+		"executing": {&api.Options{}, func(r *rig) func() {
 			runtime, begun := r.slowRuntime()
 			opts, err := typeurl.MarshalAny(&options.Options{BinaryName: runtime})
 			if err != nil {
@@ -104,8 +112,11 @@ func TestFallenWalls(t *testing.T) {
 			r.start("sb", task.CreateRequest{ID: "c", Bundle: r.bundle("c", "busybox sleep 1000"), Options: opts})
 			begun()
 			r.exec("sb", "c", "e", "/bin/busybox", "sleep", "1000")
-			go r.tasks("sb").Start(r.ctx(), "c", "e") //nolint:errcheck // it fails
+			tasks := r.tasks("sb")
+			var calls sync.WaitGroup
+			calls.Go(func() { _, _ = tasks.Start(r.ctx(), "c", "e") })
 			begun()
+			return calls.Wait
 		}, []string{"exit c c 137"}},
 	} {
 		for _, victim := range []string{"monitor", "holder"} {
@@ -116,8 +127,9 @@ func TestFallenWalls(t *testing.T) {
 					r.run("other", &api.Options{})
 					r.container("other", "spared", "busybox sleep 1000")
 					r.run("sb", tc.options)
-					tc.before(r)
+					over := tc.before(r)
 					r.fell(victim, away)
+					over()
 					exits := slices.Clone(tc.exits)
 					if victim == "monitor" && away { // Nobody knows how they ended.
 						for i := range exits {
@@ -229,5 +241,49 @@ func TestMonitorDiesWhileItsConnectionIsHeld(t *testing.T) {
 	}
 	if exit := r.wait("sb", "c"); exit.Status != 137 {
 		t.Errorf("the container's exit %+v", exit)
+	}
+}
+
+// TestMonitorOfASingleContainerDies: it has no sandbox that its client could stop,
+// and goes when it is deleted.
+func TestMonitorOfASingleContainerDies(t *testing.T) {
+	for _, away := range []bool{false, true} {
+		t.Run(fmt.Sprintf("away=%t", away), func(t *testing.T) {
+			r := newRig(t)
+			if _, err := r.ctl.Endpoint(r.ctx(), "solo", r.dir); err != nil {
+				t.Fatal(err)
+			}
+			r.container("solo", "solo", "busybox sleep 1000 & exec busybox sleep 1000")
+			conn, err := r.tasks("solo").Connect(r.ctx(), "solo")
+			if err != nil {
+				t.Fatal(err)
+			}
+			want := uint32(137)
+			if away {
+				r.close()
+				want = 255
+			}
+			if err := unix.Kill(conn.MonitorPid, unix.SIGKILL); err != nil {
+				t.Fatal(err)
+			}
+			if away {
+				r.open()
+			}
+			if exit := r.wait("solo", "solo"); exit.Status != want {
+				t.Errorf("exit %+v", exit)
+			}
+			if _, err := r.tasks("solo").Delete(r.ctx(), "solo", ""); err != nil {
+				t.Error(err)
+			}
+			if err := r.ctl.Release(r.ctx(), "solo"); err != nil {
+				t.Error(err)
+			}
+			if _, err := r.ctl.Tasks(r.ctx(), "solo"); !errdefs.IsNotFound(err) {
+				t.Errorf("after its deletion: %v", err)
+			}
+			if left := r.processes(); len(left) > 0 {
+				t.Errorf("still running: %q", left)
+			}
+		})
 	}
 }
