@@ -80,9 +80,11 @@ type Host interface {
 	Pid() int
 	Spawn(context.Context, monitor.SpawnRequest) (monitor.Process, error)
 	Signal(ctx context.Context, serial uint64, signal unix.Signal) error
+	SignalOnce(ctx context.Context, serial uint64, signal unix.Signal, token uint64) error
 	List(context.Context) ([]monitor.Record, error)
 	Ack(ctx context.Context, serial uint64) error
 	Keep(ctx context.Context, name string, files ...*os.File) error
+	KeepFIFO(ctx context.Context, name string, path *os.File) (*os.File, error)
 	Fetch(ctx context.Context, name string) ([]*os.File, error)
 	Drop(ctx context.Context, name string) error
 	DropPrefix(ctx context.Context, prefix string) error

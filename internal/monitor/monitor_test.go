@@ -380,7 +380,7 @@ func TestKeepLimits(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if n > 4096 || n < 256 {
+	if n > 32768 || n < 256 {
 		t.Errorf("%d descriptors kept", n)
 	}
 	if names, err := c.Kept(ctx); err != nil || len(names) != n/8 { // in several pages

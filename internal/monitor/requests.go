@@ -118,6 +118,20 @@ func (c *Conn) Signal(ctx context.Context, serial uint64, sig unix.Signal) error
 	}})
 }
 
+// SignalOnce is Signal, but does nothing if the last SignalOnce for the process had
+// the same token, which is not 0. A monitor of an earlier version may repeat it.
+func (c *Conn) SignalOnce(ctx context.Context, serial uint64, sig unix.Signal, token uint64) error {
+	err := c.do(ctx, fmt.Sprintf("signal process %d", serial), request{typ: msgSignal, flags: flagSignalOnce, fill: func(e *encoder) {
+		e.u64(serial)
+		e.u32(uint32(sig))
+		e.u64(token)
+	}})
+	if errdefs.IsInvalidArgument(err) {
+		return c.Signal(ctx, serial, sig)
+	}
+	return err
+}
+
 // List returns all records in the order in which the processes started.
 func (c *Conn) List(ctx context.Context) ([]Record, error) {
 	var list []Record
@@ -199,10 +213,55 @@ func (c *Conn) Keep(ctx context.Context, name string, files ...*os.File) error {
 	return c.do(ctx, what, request{typ: msgKeep, files: files, fill: func(e *encoder) { e.string("name", name, maxTag) }})
 }
 
+// KeepFIFO hands the monitor a FIFO, opened with O_PATH, and returns a duplicate of
+// what it keeps under the name: the FIFO opened for reading and writing. A daemon
+// that is killed meanwhile leaves it closed or kept, but does not close it again.
+func (c *Conn) KeepFIFO(ctx context.Context, name string, path *os.File) (*os.File, error) {
+	what := fmt.Sprintf("keep %q", name)
+	rep, err := c.call(ctx, request{typ: msgKeep, flags: flagKeepOpen, files: []*os.File{path}, fill: func(e *encoder) { e.string("name", name, maxTag) }})
+	return one(rep, c.wrap(what, err))
+}
+
+// one is the only file of a reply.
+func one(rep reply, err error) (*os.File, error) {
+	if err == nil && len(rep.files) != 1 {
+		err = malformed("descriptors")
+	}
+	if err != nil {
+		closeFiles(rep.files)
+		return nil, err
+	}
+	return rep.files[0], nil
+}
+
 // Fetch returns duplicates of what is kept under a name; they are the caller's.
 func (c *Conn) Fetch(ctx context.Context, name string) ([]*os.File, error) {
 	rep, err := c.call(ctx, request{typ: msgFetch, fill: func(e *encoder) { e.string("name", name, maxTag) }})
 	return rep.files, c.wrap(fmt.Sprintf("fetch %q", name), err)
+}
+
+// Accept accepts a connection from the listening socket kept as listener. The
+// monitor keeps it, and then the files, under name; what is returned is a
+// duplicate of it. unix.EAGAIN: nobody waits to be accepted.
+func (c *Conn) Accept(ctx context.Context, listener, name string, files ...*os.File) (*os.File, error) {
+	rep, err := c.call(ctx, request{typ: msgAccept, files: files, fill: func(e *encoder) {
+		e.string("listener", listener, maxTag)
+		e.string("name", name, maxTag)
+	}})
+	return one(rep, c.wrap(fmt.Sprintf("accept from %q", listener), err))
+}
+
+// Greet lets the monitor accept connections from the socket kept as listener while
+// this Conn is gone, and until another one calls Greet: it sends them a greeting of
+// at most 64 bytes and keeps them under the prefix and a number, at most limit.
+func (c *Conn) Greet(ctx context.Context, listener, prefix string, limit uint16, greeting []byte) error {
+	return c.do(ctx, "greet", request{typ: msgGreet, fill: func(e *encoder) {
+		e.string("listener", listener, maxTag)
+		e.string("prefix", prefix, maxTag)
+		e.u16(limit)
+		e.u16(uint16(len(greeting)))
+		e.buf = append(e.buf, greeting...)
+	}})
 }
 
 // Drop closes what is kept under a name, if anything is.

@@ -31,6 +31,8 @@ const (
 	msgDrop      = 10
 	msgKept      = 11
 	msgEnd       = 12
+	msgAccept    = 13
+	msgGreet     = 14
 
 	msgExit  = 0x4001
 	msgError = 0x7fff
@@ -42,6 +44,8 @@ const (
 	flagHoldNewUTS = 8
 	flagHoldNewPID = 16
 	flagSpawnAdopt = 1
+	flagSignalOnce = 1
+	flagKeepOpen   = 1
 	flagDropPrefix = 1
 	flagEndForce   = 1
 	flagMore       = 1

@@ -43,6 +43,14 @@ func valid() map[uint16][]byte {
 		msgFetch:  str,
 		msgDrop:   str,
 		msgKept:   body(func(e *encoder) { e.u64(0) }),
+		msgAccept: body(func(e *encoder) { e.string("", "name", maxTag); e.string("", "other", maxTag) }),
+		msgGreet: body(func(e *encoder) {
+			e.string("", "name", maxTag)
+			e.string("", "g/", maxTag)
+			e.u16(3)
+			e.u16(2)
+			e.u16(0)
+		}),
 	}
 }
 
@@ -77,7 +85,7 @@ func TestMalformedMessages(t *testing.T) {
 		{"reserved field", reserved, 0, unix.EBADMSG},
 		{"another version", msg(header{version: 2, typ: msgList, id: 7}, make([]byte, 8)...), 0, unix.EPROTONOSUPPORT},
 		{"type 0", msg(header{version: v, id: 7}), 0, unix.ENOSYS},
-		{"type 13", msg(header{version: v, typ: 13, id: 7}), 0, unix.ENOSYS},
+		{"type 15", msg(header{version: v, typ: 15, id: 7}), 0, unix.ENOSYS},
 		{"type of a reply", msg(header{version: v, typ: msgHello | msgReply, id: 7}), 0, unix.ENOSYS},
 		{"unknown flags", msg(header{version: v, typ: msgHello, id: 7, flags: 1}), 0, unix.EINVAL},
 		{"unknown flags of END", msg(header{version: v, typ: msgEnd, id: 7, flags: 2}), 0, unix.EINVAL},
@@ -203,6 +211,8 @@ func FuzzMonitor(f *testing.F) {
 		f.Fatal(err)
 	}
 	f.Cleanup(func() { null.Close() })
+	listener := listenPipe(f)
+	pool := slices.Repeat([]int{int(listener.Fd()), int(null.Fd())}, maxFDs)
 	f.Fuzz(func(t *testing.T, input []byte) {
 		raw := dialRaw(t, c.dir)
 		answered := make(chan error, 1)
@@ -217,7 +227,7 @@ func FuzzMonitor(f *testing.F) {
 			}
 			var oob []byte
 			if fds = min(fds, maxFDs); fds > 0 {
-				oob = unix.UnixRights(slices.Repeat([]int{int(null.Fd())}, fds)...)
+				oob = unix.UnixRights(pool[:fds]...)
 			}
 			if err := raw.sendPacket(data, oob); err != nil {
 				t.Fatalf("send: %v\n%s", err, reports())

@@ -3,7 +3,10 @@
 #include "monitor.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <string.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 struct kept {
@@ -53,22 +56,22 @@ static unsigned limit(void)
 	return MAX_KEPT;
 }
 
-int do_keep(struct request *rq)
+/* Makes room for n descriptors under name, in place of those there; *old: its entry or -1. */
+static int make_room(const char *name, unsigned n, long *old)
 {
-	const char *name;
-	struct kept *k;
-	long old;
-	int err = name_of(rq, &name);
-
-	if (err)
-		return err;
-	if (rq->nfds < 1 || rq->nfds > MAX_KEEP_FDS)
-		return fail(EINVAL, "number of descriptors", "");
-	old = find(name);
-	if (n_fds + rq->nfds - (old < 0 ? 0 : ((struct kept *)table_at(&kept, old))->n) > limit())
+	*old = find(name);
+	if (n_fds + n - (*old < 0 ? 0 : ((struct kept *)table_at(&kept, *old))->n) > limit())
 		return fail(ENOSPC, "too many descriptors", "");
 	if (!table_reserve(&kept, kept.n + 1))
 		return fail(ENOMEM, "grow table", "");
+	return 0;
+}
+
+/* After make_room. The request's descriptors are the entry's from now on. */
+static int enter(struct request *rq, const char *name, long old)
+{
+	struct kept *k;
+
 	if (old >= 0)
 		drop(old);
 	k = table_add(&kept);
@@ -83,6 +86,152 @@ int do_keep(struct request *rq)
 	n_fds += k->n;
 	strcpy(k->name, name);
 	return 0;
+}
+
+/* The path of a descriptor, which opens anew what it refers to. */
+static void fd_path(char path[32], int fd)
+{
+	char digits[12], *p = digits + sizeof(digits) - 1;
+
+	*p = 0;
+	do
+		*--p = '0' + fd % 10;
+	while ((fd /= 10) > 0);
+	strcat(strcpy(path, "/proc/self/fd/"), p);
+}
+
+/* Puts FIFOs, opened for reading and writing, in place of the paths to them. */
+static int open_fifos(struct request *rq)
+{
+	for (unsigned i = 0; i < rq->nfds; i++) {
+		char path[32];
+		struct stat st;
+		int fd;
+
+		if (fstat(rq->fds[i], &st) < 0 || !S_ISFIFO(st.st_mode))
+			return fail(EINVAL, "not a FIFO", "");
+		fd_path(path, rq->fds[i]);
+		fd = open(path, O_RDWR | O_CLOEXEC);
+		if (fd < 0)
+			return fail(errno, "open a FIFO", "");
+		close(rq->fds[i]);
+		rq->fds[i] = fd;
+	}
+	return 0;
+}
+
+/* The reply has the first n descriptors of what was entered last. */
+static void answer_with(struct request *rq, unsigned n)
+{
+	rq->reply_fds = ((struct kept *)table_at(&kept, kept.n - 1))->fds;
+	rq->n_reply_fds = n;
+}
+
+int do_keep(struct request *rq)
+{
+	const char *name;
+	long old;
+	int err = name_of(rq, &name);
+
+	if (err)
+		return err;
+	if (rq->nfds < 1 || rq->nfds > MAX_KEEP_FDS)
+		return fail(EINVAL, "number of descriptors", "");
+	err = make_room(name, rq->nfds, &old);
+	if (!err && rq->flags & KEEP_OPEN)
+		err = open_fifos(rq);
+	if (!err)
+		err = enter(rq, name, old);
+	if (!err && rq->flags & KEEP_OPEN)
+		answer_with(rq, rq->nfds);
+	return err;
+}
+
+int do_accept(struct request *rq)
+{
+	const char *listener = get_string(&rq->body, MAX_TAG), *name;
+	long at, old;
+	int fd, err = name_of(rq, &name);
+
+	if (err)
+		return err;
+	if (rq->nfds >= MAX_KEEP_FDS)
+		return fail(EINVAL, "number of descriptors", "");
+	at = find(listener);
+	if (at < 0)
+		return fail(ENOENT, "nothing kept as ", listener);
+	if (strcmp(listener, name) == 0)
+		return fail(EINVAL, "name", "");
+	err = make_room(name, rq->nfds + 1, &old);
+	if (err)
+		return err;
+	/* Whoever made it, the monitor must not wait. */
+	fd = ((struct kept *)table_at(&kept, at))->fds[0];
+	fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) | O_NONBLOCK);
+	fd = accept4(fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+	if (fd < 0)
+		return fail(errno, "accept on ", listener);
+	memmove(rq->fds + 1, rq->fds, rq->nfds * sizeof(int));
+	rq->fds[0] = fd;
+	rq->nfds++;
+	err = enter(rq, name, old);
+	if (err)
+		return err;
+	answer_with(rq, 1);
+	return 0;
+}
+
+static struct {
+	char listener[MAX_TAG + 1], prefix[MAX_TAG + 1];
+	unsigned max, count, n;
+	unsigned char bytes[MAX_GREETING];
+} greeting;
+
+int do_greet(struct request *rq)
+{
+	const char *listener = get_string(&rq->body, MAX_TAG);
+	const char *prefix = get_string(&rq->body, MAX_TAG - 10); /* and a number */
+	unsigned max = get(&rq->body, 2), n = get(&rq->body, 2);
+
+	if (rq->body.bad || n > MAX_GREETING || (size_t)(rq->body.end - rq->body.p) != n || *prefix == 0)
+		return fail(EINVAL, "message", "");
+	strcpy(greeting.listener, listener);
+	strcpy(greeting.prefix, prefix);
+	memcpy(greeting.bytes, rq->body.p, n);
+	greeting.max = max;
+	greeting.n = n;
+	greeting.count = 0;
+	return 0;
+}
+
+int greeting_fd(void)
+{
+	long at = greeting.count < greeting.max ? find(greeting.listener) : -1;
+
+	return at < 0 ? -1 : ((struct kept *)table_at(&kept, at))->fds[0];
+}
+
+void greet_one(void)
+{
+	struct request rq = {.nfds = 1};
+	char name[MAX_TAG + 1], *p = name + strlen(strcpy(name, greeting.prefix));
+	long old;
+	int fd = greeting_fd();
+
+	fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) | O_NONBLOCK);
+	rq.fds[0] = accept4(fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+	if (rq.fds[0] < 0) {
+		if (errno != EAGAIN && errno != ECONNABORTED)
+			greeting.max = 0; /* no use in trying again and again */
+		return;
+	}
+	greeting.count++;
+	for (unsigned v = greeting.count; v > 0; v /= 10) /* any order of the digits will do */
+		*p++ = '0' + v % 10;
+	*p = 0;
+	if (send(rq.fds[0], greeting.bytes, greeting.n, MSG_NOSIGNAL) != (ssize_t)greeting.n ||
+	    make_room(name, 1, &old) || enter(&rq, name, old))
+		close(rq.fds[0]);
 }
 
 int do_fetch(struct request *rq)

@@ -37,6 +37,7 @@ int oom_score_before = -1001;
 static struct conn conns[MAX_CONNS];
 static unsigned char *in_buf, *out_buf; /* MSG_MAX bytes each */
 static bool buffers_used;
+static struct conn *greeter; /* whose end lets greetings begin */
 static char step[256];
 static struct { /* an accepted END */
 	bool on, force;
@@ -55,6 +56,8 @@ static void disconnect(struct conn *c)
 {
 	close(c->fd);
 	c->fd = -1; /* the rest is set when the slot is used again */
+	if (greeter == c)
+		greeter = NULL;
 	if (end.conn == c - conns)
 		end.conn = -1;
 }
@@ -169,9 +172,11 @@ static int do_end(struct conn *c, struct request *rq)
 
 static int handle(struct conn *c, struct request *rq, unsigned version)
 {
-	static const uint32_t flags[] = {
+	static const uint32_t flags[GREET + 1] = {
 		[HOLD] = HOLD_USER | HOLD_NET | HOLD_NEW_IPC | HOLD_NEW_UTS | HOLD_NEW_PID,
 		[SPAWN] = SPAWN_ADOPT,
+		[SIGNAL] = SIGNAL_ONCE,
+		[KEEP] = KEEP_OPEN,
 		[DROP] = DROP_PREFIX,
 		[END] = END_FORCE,
 	};
@@ -180,11 +185,11 @@ static int handle(struct conn *c, struct request *rq, unsigned version)
 
 	if (version != PROTOCOL_VERSION && t != HELLO)
 		return fail(EPROTONOSUPPORT, "protocol version", "");
-	if (t < HELLO || t > END)
+	if (t < HELLO || t > GREET)
 		return fail(ENOSYS, "unknown request", "");
 	if (rq->flags & ~flags[t])
 		return fail(EINVAL, "unknown flags", "");
-	if (rq->nfds > 0 && t != HOLD && t != SPAWN && t != KEEP)
+	if (rq->nfds > 0 && t != HOLD && t != SPAWN && t != KEEP && t != ACCEPT)
 		return fail(EINVAL, "unexpected descriptors", "");
 	if (no_body && !at_end(&rq->body))
 		return fail(EINVAL, "message", "");
@@ -202,6 +207,14 @@ static int handle(struct conn *c, struct request *rq, unsigned version)
 	case FETCH: return do_fetch(rq);
 	case DROP: return do_drop(rq);
 	case KEPT: return do_kept(rq);
+	case ACCEPT: return do_accept(rq);
+	case GREET: {
+		int err = do_greet(rq);
+
+		if (!err)
+			greeter = c;
+		return err;
+	}
 	default: return do_end(c, rq);
 	}
 }
@@ -320,7 +333,7 @@ static void go_on_ending(void)
 
 static _Noreturn void loop(int signals)
 {
-	struct pollfd fds[2 + MAX_CONNS] = {
+	struct pollfd fds[2 + MAX_CONNS + 1] = {
 		{.fd = signals, .events = POLLIN},
 		{.fd = LISTENER, .events = POLLIN},
 	};
@@ -332,11 +345,12 @@ static _Noreturn void loop(int signals)
 			fds[2 + i].fd = conns[i].fd;
 			fds[2 + i].events = conns[i].full ? POLLOUT : POLLIN;
 		}
+		fds[2 + MAX_CONNS] = (struct pollfd){.fd = greeter ? -1 : greeting_fd(), .events = POLLIN};
 		if (buffers_used) { /* give the pages back: most monitors are idle most of the time */
 			madvise(in_buf, 2 * MSG_MAX, MADV_DONTNEED);
 			buffers_used = false;
 		}
-		if (poll(fds, 2 + MAX_CONNS, more ? 0 : end.on ? 50 : -1) < 0)
+		if (poll(fds, 2 + MAX_CONNS + 1, more ? 0 : end.on ? 50 : -1) < 0)
 			continue;
 		if (fds[0].revents)
 			while (read(signals, &si, sizeof(si)) > 0)
@@ -356,6 +370,8 @@ static _Noreturn void loop(int signals)
 		}
 		if (fds[1].revents)
 			accept_one();
+		if (fds[2 + MAX_CONNS].revents && !greeter && greeting_fd() >= 0)
+			greet_one();
 		if (end.on)
 			go_on_ending();
 	}

@@ -64,6 +64,7 @@ struct record {
 	uint64_t serial, start, exit_order, end_ns, user_us, system_us, max_rss_kib;
 	uint64_t adopted; /* serial of what this runtime left behind */
 	uint64_t adopted_start;
+	uint64_t signal_token; /* of the last SIGNAL_ONCE */
 	uint32_t adopted_pid;
 	pid_t pid;
 	int status;
@@ -106,5 +107,9 @@ int do_keep(struct request *rq);
 int do_fetch(struct request *rq);
 int do_drop(struct request *rq);
 int do_kept(struct request *rq);
+int do_accept(struct request *rq);
+int do_greet(struct request *rq);
+int greeting_fd(void); /* to be polled while nobody else accepts; -1: none */
+void greet_one(void);
 
 #endif

@@ -44,7 +44,8 @@ enum {
 	MAX_FDS = 253,         /* in one message; the kernel's SCM_MAX_FD */
 	MAX_TAG = 200,         /* bytes in a tag or in the name of kept descriptors */
 	MAX_KEEP_FDS = 8,      /* under one name */
-	MAX_KEPT = 4096,       /* descriptors kept in all (less if RLIMIT_NOFILE is small) */
+	MAX_KEPT = 32768,      /* descriptors kept in all (less if RLIMIT_NOFILE is small) */
+	MAX_GREETING = 64,
 	MAX_RECORDS = 65536,   /* SPAWN and HOLD answer ENOSPC above it */
 };
 
@@ -79,7 +80,13 @@ enum {
 	 */
 	SPAWN = 3,
 
-	/* {u64 serial, u32 signal} -> {}. ESRCH once the process was reaped. */
+	/*
+	 * {u64 serial, u32 signal} -> {}. ESRCH once the process was reaped.
+	 * SIGNAL_ONCE: {u64 serial, u32 signal, u64 token} does nothing if the last
+	 * SIGNAL_ONCE for the process had the same token: a daemon that does not
+	 * know whether the last one has sent the signal may ask again. Monitors that
+	 * do not know it yet answer EINVAL.
+	 */
 	SIGNAL = 4,
 
 	/*
@@ -101,6 +108,10 @@ enum {
 	/*
 	 * {string name} + 1 to MAX_KEEP_FDS fds -> {}. Keeps them open, in place
 	 * of those kept under that name before. ENOSPC: too many.
+	 * KEEP_OPEN: the fds are opened with O_PATH and are FIFOs; they are opened
+	 * for reading and writing, and that is what is kept and answered with. Thus a FIFO's reader,
+	 * once it has a writer, never sees an end because the daemon was killed.
+	 * Monitors that do not know it yet answer EINVAL.
 	 */
 	KEEP = 8,
 
@@ -120,6 +131,25 @@ enum {
 	 */
 	END = 12,
 
+	/*
+	 * {string listener, string name} + up to MAX_KEEP_FDS - 1 fds -> {} + fd.
+	 * Accepts a connection from the first descriptor kept as listener, keeps
+	 * it and then the fds under name, and answers with it. Thus a client that
+	 * has connected is never known to the daemon alone. EAGAIN: nobody waits.
+	 * Monitors that do not know it yet answer ENOSYS.
+	 */
+	ACCEPT = 13,
+
+	/*
+	 * {string listener, string prefix, u16 max, u16 n, n bytes} -> {}. Once the
+	 * connection that said so is gone, and until another one says it, the
+	 * monitor accepts what connects to the socket kept as listener, sends the
+	 * n (at most MAX_GREETING) bytes, and keeps the connection under the prefix
+	 * and a number, at most max in all. For clients that wait for the server's
+	 * first bytes with less patience than for the answers to their calls.
+	 */
+	GREET = 14,
+
 	EXIT = 0x4001,  /* monitor -> client, id 0: {record} */
 	ERROR = 0x7fff, /* monitor -> client: {u32 errno, string step} */
 	REPLY = 0x8000,
@@ -132,6 +162,8 @@ enum { /* flags */
 	HOLD_NEW_UTS = 8,
 	HOLD_NEW_PID = 16,
 	SPAWN_ADOPT = 1,
+	SIGNAL_ONCE = 1,
+	KEEP_OPEN = 1,
 	DROP_PREFIX = 1,
 	END_FORCE = 1,
 	MORE = 1, /* in replies to LIST and KEPT */

@@ -323,6 +323,8 @@ int do_signal(struct request *rq)
 {
 	uint64_t serial = get(&rq->body, 8);
 	uint32_t sig = get(&rq->body, 4);
+	bool once = rq->flags & SIGNAL_ONCE;
+	uint64_t token = once ? get(&rq->body, 8) : 0;
 	struct record *r;
 
 	if (!at_end(&rq->body) || sig > 64)
@@ -330,7 +332,13 @@ int do_signal(struct request *rq)
 	r = find_serial(serial);
 	if (r == NULL || r->exited)
 		return fail(ESRCH, "no such process", "");
-	return kill(r->pid, sig) == 0 ? 0 : fail(errno, "kill", "");
+	if (once && token == r->signal_token)
+		return 0;
+	if (kill(r->pid, sig) < 0)
+		return fail(errno, "kill", "");
+	if (once)
+		r->signal_token = token;
+	return 0;
 }
 
 int do_list(struct request *rq)
