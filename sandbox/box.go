@@ -4,12 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"os"
 	"path/filepath"
 	"slices"
 	"sync"
-	"syscall"
 	"time"
 
 	"github.com/containerd/containerd/v2/core/mount"
@@ -91,6 +89,9 @@ type boxRecord struct {
 	// ClientsRecord is set if the client wrote the record in the store itself, and
 	// so deletes it itself.
 	ClientsRecord bool `json:",omitempty"`
+	// Unclaimed is set until CRI shows that it knows of the sandbox's start: by
+	// asking for it.
+	Unclaimed bool `json:",omitempty"`
 	// NoFiles is set for a record that outlived its directory: the host restarted.
 	NoFiles bool
 
@@ -112,10 +113,10 @@ type box struct {
 	op   chan struct{}
 	done chan struct{} // closed when Stopped
 
-	mu   sync.Mutex // guards the fields below
-	rec  boxRecord
-	inst isolation.Instance // nil unless Ready or Stopping
-	stop func()             // ends the endpoint; nil if there is none
+	mu       sync.Mutex // guards the fields below
+	rec      boxRecord
+	inst     isolation.Instance // nil unless Ready or Stopping
+	endpoint Endpoint           // nil if there is none
 	// group is the sandbox's cgroup, nil until somebody asked for it.
 	group *cgroup.Group
 }
@@ -139,6 +140,7 @@ func (c *Controller) newBox(rec boxRecord) *box {
 		Membership:    b.membership,
 		StdinStays:    func() bool { return b.snapshot().Settings.CRI },
 		Events:        c.cfg.Events,
+		Owes:          func(request string) bool { return c.server.Owes(request) },
 	})
 	return b
 }
@@ -249,48 +251,44 @@ const maxSocketPath = 107
 func (b *box) listen() error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.stop != nil {
+	if b.endpoint != nil {
 		return nil
 	}
 	path := b.path(socketName)
 	if len(path) > maxSocketPath {
 		return fmt.Errorf("sandbox %q: the socket path %s is longer than %d characters; choose a shorter state directory: %w", b.k.id, path, maxSocketPath, errdefs.ErrInvalidArgument)
 	}
-	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return fmt.Errorf("sandbox %q: %w", b.k.id, err)
-	}
 	if err := fault.Fail("sandbox:listen", unix.EMFILE, unix.ENOSPC); err != nil {
 		return fmt.Errorf("sandbox %q: %w", b.k.id, err)
 	}
-	private := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) (err error) {
-		cerr := c.Control(func(fd uintptr) { err = unix.Fchmod(int(fd), 0o600) }) // the mode that bind gives the file
-		return errors.Join(cerr, err)
-	}}
-	l, err := private.Listen(context.Background(), "unix", path)
+	ep, err := b.c.server.Serve(b.k.namespace, b.k.id, path)
 	if err != nil {
 		return fmt.Errorf("sandbox %q: %w", b.k.id, err)
 	}
-	b.stop = b.c.server.Serve(b.k.namespace, b.k.id, l)
+	b.endpoint = ep
 	return nil
 }
 
-// unlisten ends the sandbox's endpoint.
-func (b *box) unlisten() {
+// unlisten ends the sandbox's endpoint, for good or for this daemon.
+func (b *box) unlisten(end func(Endpoint) error) error {
 	b.mu.Lock()
-	stop := b.stop
-	b.stop = nil
+	ep := b.endpoint
+	b.endpoint = nil
 	b.mu.Unlock()
-	if stop != nil {
-		stop()
+	if ep == nil {
+		return nil
 	}
+	if err := end(ep); err != nil {
+		return fmt.Errorf("sandbox %q: close endpoint: %w", b.k.id, err)
+	}
+	return nil
 }
 
 // close lets go of the sandbox without touching it.
 func (b *box) close() error {
-	b.unlisten()
-	var err error
+	err := b.unlisten(Endpoint.Close)
 	if inst := b.instance(); inst != nil {
-		err = inst.Close()
+		err = errors.Join(err, inst.Close())
 	}
 	b.tasks.Close()
 	return err

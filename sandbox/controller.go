@@ -13,7 +13,6 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"net"
 	"path/filepath"
 	"sync"
 	"time"
@@ -43,6 +42,10 @@ type Config struct {
 	DefaultNetwork network.Mode
 	Events         task.Publisher
 	Runtime        RuntimeConfig
+	// Patience is how long a CRI that did not notice the end of an earlier daemon
+	// may take to go on with a sandbox that it was about to run; after that it has
+	// given up on it. 0: CRI ends with the daemon.
+	Patience time.Duration
 }
 
 // NamedIsolation is an isolation under the name that clients ask for.
@@ -58,10 +61,25 @@ type RuntimeConfig struct {
 	SystemdCgroup bool
 }
 
-// Server serves the APIs of one sandbox (Task, Sandbox) on a listener of its own,
-// until the returned function is called, which also closes the listener.
+// Server serves the APIs of sandboxes (Task, Sandbox).
 type Server interface {
-	Serve(namespace, sandboxID string, l net.Listener) (stop func())
+	// Serve serves those of one sandbox at a socket of its own. With a server
+	// whose sockets outlive the daemon it is the one of an earlier daemon, and
+	// the requests that this one left unanswered are made again at once.
+	Serve(namespace, sandboxID, path string) (Endpoint, error)
+	// Connected tells whether a client of the sandbox is still connected to a
+	// socket of an earlier daemon that Serve was not called for yet.
+	Connected(namespace, sandboxID string) bool
+	// Owes tells whether a request to an earlier daemon will be made again.
+	Owes(request string) bool
+}
+
+// Endpoint is where a sandbox is served.
+type Endpoint interface {
+	// Close ends the serving; the socket may live on for the next daemon.
+	Close() error
+	// Remove ends it for good.
+	Remove() error
 }
 
 // Controller implements containerd's core/sandbox.Controller. It is safe for

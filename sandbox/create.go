@@ -138,18 +138,25 @@ func (c *Controller) claim(ctx context.Context, k key) (*box, error) {
 // before: an endpoint, if it was served, else nothing.
 func (b *box) unclaim() error {
 	b.mu.Lock()
-	served := b.stop != nil
+	served := b.endpoint != nil
 	b.mu.Unlock()
 	if !served {
 		return b.forget()
 	}
+	return b.reset()
+}
+
+// reset makes it an endpoint that waits to learn what it is for.
+func (b *box) reset() error {
 	rec := b.snapshot()
 	return b.save(boxRecord{Namespace: rec.Namespace, ID: rec.ID, Kind: kindOpen, State: Reserved, ByShim: rec.ByShim, Bundle: rec.Bundle, CreatedAt: rec.CreatedAt})
 }
 
 // forget removes the box and its directory.
 func (b *box) forget() error {
-	b.unlisten()
+	if err := b.unlisten(Endpoint.Remove); err != nil {
+		return err
+	}
 	if err := b.removeFiles(); err != nil {
 		return err
 	}

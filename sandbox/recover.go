@@ -91,6 +91,7 @@ func (c *Controller) loadDir(ctx context.Context, dir string) {
 	if err := b.resume(bctx); err != nil {
 		log.G(b.context()).WithError(err).WithField("state", rec.State).Error("sandbox not taken over")
 	}
+	b.removeAbandoned()
 }
 
 // resume goes on from the state that the last daemon wrote down. The caller
@@ -106,12 +107,15 @@ func (b *box) resume(ctx context.Context) error {
 	case Creating:
 		return b.undoCreate(ctx)
 	case Created:
-		if b.snapshot().Settings.CRI {
+		if b.snapshot().Settings.CRI && !b.awaited() && b.c.cfg.Patience == 0 {
 			// CRI starts a sandbox in the call that creates it, and that call is over.
 			return b.remove(ctx)
 		}
 		return b.listen()
 	case Starting:
+		if b.awaited() {
+			return b.undoStart(ctx)
+		}
 		return b.remove(ctx)
 	case Ready:
 		err := b.reconnect(ctx)
@@ -172,6 +176,41 @@ func (b *box) reconnect(ctx context.Context) error {
 	return nil
 }
 
+// awaited tells whether the client that creates and starts the sandbox through its
+// own endpoint is still connected to it: it does not know of the daemon's end, and
+// its call is made again.
+func (b *box) awaited() bool {
+	return b.snapshot().ByShim && b.c.server.Connected(b.k.namespace, b.k.id)
+}
+
+// undoStart takes back a start that will be made again.
+func (b *box) undoStart(ctx context.Context) error {
+	rec := b.snapshot()
+	walls, err := b.c.isolation(rec.Settings.Isolation)
+	if err != nil {
+		return fmt.Errorf("sandbox %q: %w", rec.ID, err)
+	}
+	inst, err := walls.Load(ctx, b.dir)
+	if err == nil {
+		err = errors.Join(inst.End(ctx), inst.Close())
+	} else if gone(err) {
+		err = nil // It did not come so far.
+	}
+	if err != nil {
+		return fmt.Errorf("sandbox %q: %w", rec.ID, err)
+	}
+	if err := b.teardownNetwork(ctx); err != nil {
+		return err
+	}
+	if rec.State = Created; rec.Kind == kindSingle {
+		rec.State, rec.Kind = Reserved, kindOpen
+	}
+	if err := b.save(rec); err != nil {
+		return err
+	}
+	return b.listen()
+}
+
 func (b *box) undoCreate(ctx context.Context) error {
 	if err := b.removeCgroup(ctx); err != nil {
 		return err
@@ -179,7 +218,16 @@ func (b *box) undoCreate(ctx context.Context) error {
 	if err := b.deleteRecord(ctx); err != nil {
 		return err
 	}
-	return b.forget()
+	if !b.awaited() {
+		return b.forget()
+	}
+	if err := b.unmountFiles(); err != nil {
+		return err
+	}
+	if err := b.reset(); err != nil {
+		return err
+	}
+	return b.listen()
 }
 
 // loadRecords finds the records whose sandbox has no directory: the host was

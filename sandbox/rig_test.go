@@ -40,6 +40,9 @@ type rig struct {
 	ctl    *Controller
 	store  *Store
 	events *recorder
+
+	server   hangUp
+	patience time.Duration
 }
 
 func newRig(t *testing.T) *rig {
@@ -82,9 +85,10 @@ func (r *rig) open() {
 
 		DefaultNetwork: network.None,
 		Events:         r.events,
+		Patience:       r.patience,
 		Runtime:        RuntimeConfig{Name: "runc", Root: filepath.Join(r.dir, "runc")},
 	})
-	if err := r.ctl.Load(r.ctx(), hangUp{}); err != nil {
+	if err := r.ctl.Load(r.ctx(), r.server); err != nil {
 		r.t.Fatal(err)
 	}
 }
@@ -239,10 +243,21 @@ func (r *rig) output(path string) string {
 	return strings.TrimSpace(string(data))
 }
 
-// hangUp is a Server that has nothing to say.
-type hangUp struct{}
+// hangUp is a Server that has nothing to say. It can claim that there are clients,
+// and requests, from before.
+type hangUp struct {
+	connected bool
+	owes      string
+}
 
-func (hangUp) Serve(_, _ string, l net.Listener) func() {
+func (hangUp) Serve(_, _, path string) (Endpoint, error) {
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, err
+	}
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		return nil, err
+	}
 	go func() {
 		for {
 			conn, err := l.Accept()
@@ -252,8 +267,15 @@ func (hangUp) Serve(_, _ string, l net.Listener) func() {
 			conn.Close()
 		}
 	}()
-	return func() { l.Close() }
+	return closer{l}, nil
 }
+
+func (h hangUp) Connected(_, _ string) bool { return h.connected }
+func (h hangUp) Owes(request string) bool   { return request == h.owes }
+
+type closer struct{ net.Listener }
+
+func (c closer) Remove() error { return c.Close() }
 
 // recorder keeps events in the order in which they were published.
 type recorder struct {

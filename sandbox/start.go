@@ -98,7 +98,7 @@ func (b *box) start(ctx context.Context) (err error) {
 	var steps undo.Stack
 	steps.Add("walls", func(ctx context.Context) error { return errors.Join(inst.End(ctx), inst.Close()) })
 	if err = b.listen(); err == nil {
-		err = b.move(Ready, func(r *boxRecord) { r.StartedAt = time.Now() })
+		err = b.move(Ready, func(r *boxRecord) { r.StartedAt, r.Unclaimed = time.Now(), r.Settings.CRI })
 	}
 	if err != nil {
 		return errors.Join(err, steps.Run(ctx))

@@ -40,6 +40,7 @@ func (c *Controller) Wait(ctx context.Context, sandboxID string) (core.ExitStatu
 	if err != nil {
 		return core.ExitStatus{}, err
 	}
+	b.claim()
 	select {
 	case <-b.done:
 		rec := b.snapshot()
@@ -58,6 +59,7 @@ func (c *Controller) Status(ctx context.Context, sandboxID string, verbose bool)
 	if err != nil {
 		return core.ControllerStatus{}, err
 	}
+	b.claim()
 	rec := b.snapshot()
 	status := core.ControllerStatus{
 		SandboxID: sandboxID,

@@ -206,7 +206,9 @@ func (b *box) remove(ctx context.Context) error {
 		if err := b.removeCgroup(ctx); err != nil {
 			return err
 		}
-		b.unlisten()
+		if err := b.unlisten(Endpoint.Remove); err != nil {
+			return err
+		}
 		if err := b.removeFiles(); err != nil {
 			return err
 		}

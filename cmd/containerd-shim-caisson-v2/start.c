@@ -162,8 +162,10 @@ static int launch(const char *path, const char *state, const char *log, int argc
 {
 	static char program[PATH_MAX];
 	const char *config = getenv(CONFIG_ENV), *containerd = containerd_address(argc, argv);
-	char *args[10] = { program, "--engine", "none", "--state", (char *)state };
-	int n = 5, fd;
+	/* Nobody starts this daemon again, so connections have to break with it:
+	 * then containerd runs this program, which does. */
+	char *args[11] = { program, "--engine", "none", "--keep-connections=false", "--state", (char *)state };
+	int n = 6, fd;
 	pid_t child;
 
 	find_daemon(program);

@@ -100,6 +100,9 @@ type Network struct {
 // Containerd is about the containerd beside caissond, with EngineNone.
 type Containerd struct {
 	Address string // its gRPC socket; events go to <Address>.ttrpc
+	// KeepConnections lets its connections outlive the daemon. It must be off if
+	// nobody starts the daemon again.
+	KeepConnections bool
 }
 
 // Default is the configuration of a daemon without a file.
@@ -117,7 +120,7 @@ func Default() Config {
 			CNIBinDirs: []string{"/opt/cni/bin", "/usr/lib/cni"},
 			Default:    NetworkNone,
 		},
-		Containerd: Containerd{Address: "/run/containerd/containerd.sock"},
+		Containerd: Containerd{Address: "/run/containerd/containerd.sock", KeepConnections: true},
 	}
 }
 

@@ -40,6 +40,7 @@ cni_bin_dirs = ["/a", "/b"]
 default = "host"
 [containerd]
 address = "/run/other.sock"
+keep_connections = false
 `))
 	if err != nil {
 		t.Fatal(err)

@@ -41,7 +41,8 @@ type file struct {
 		Default    *string  `toml:"default"`
 	} `toml:"network"`
 	Containerd struct {
-		Address *string `toml:"address"`
+		Address         *string `toml:"address"`
+		KeepConnections *bool   `toml:"keep_connections"`
 	} `toml:"containerd"`
 
 	// containerd's keys, typed as far as containerd types them, so that a
@@ -121,6 +122,7 @@ func (f *file) apply(c *Config) {
 		c.Network.CNIBinDirs = f.Network.CNIBinDirs
 	}
 	set(&c.Containerd.Address, f.Containerd.Address)
+	set(&c.Containerd.KeepConnections, f.Containerd.KeepConnections)
 }
 
 func set[T any](to, from *T) {

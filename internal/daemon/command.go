@@ -63,6 +63,7 @@ the sandboxes running; the next start takes them over.`,
 // flags go over what the configuration file says.
 type flags struct {
 	file, root, state, address, engine, containerd, logLevel, logFormat string
+	keepConnections                                                     bool
 }
 
 func (f *flags) add(cmd *cobra.Command) {
@@ -74,6 +75,7 @@ func (f *flags) add(cmd *cobra.Command) {
 	set.StringVarP(&f.address, "address", "a", "", "`socket` of containerd's API and CRI (default caissond.sock in the state directory)")
 	set.StringVar(&f.engine, "engine", "", "where containerd's core runs: embedded or none (default "+string(d.Engine)+")")
 	set.StringVar(&f.containerd, "containerd-address", "", "with --engine none, `socket` of the containerd beside, which gets the events (default "+d.Containerd.Address+")")
+	set.BoolVar(&f.keepConnections, "keep-connections", d.Containerd.KeepConnections, "with --engine none, let containerd's connections outlive the daemon")
 	set.StringVarP(&f.logLevel, "log-level", "l", "", "trace, debug, info, warn, error, fatal or panic (default "+d.Log.Level+")")
 	set.StringVar(&f.logFormat, "log-format", "", "text or json (default "+d.Log.Format+")")
 }
@@ -112,6 +114,9 @@ func (f *flags) config(cmd *cobra.Command, dir string) (config.Config, error) {
 		if o.path && *o.value != "" {
 			*o.to = absolute(dir, *o.value)
 		}
+	}
+	if cmd.Flags().Changed("keep-connections") {
+		cfg.Containerd.KeepConnections = f.keepConnections
 	}
 	return cfg, cfg.Complete()
 }

@@ -29,6 +29,7 @@ import (
 
 	"caisson/internal/config"
 	"caisson/internal/engine"
+	"caisson/internal/keeper"
 	"caisson/internal/service"
 	"caisson/internal/undo"
 	"caisson/internal/version"
@@ -119,7 +120,7 @@ var setUpOnce = sync.OnceFunc(func() {
 func serve(ctx context.Context, steps *undo.Stack, cfg config.Config, p *parts) (failed <-chan error, err error) {
 	var listeners [3]net.Listener
 	for i, name := range []string{sandboxerSocket, sandboxerSocket + ttrpcSuffix, shimSocket} {
-		if listeners[i], err = service.Listen(filepath.Join(cfg.State, name)); err != nil {
+		if listeners[i], err = listen(ctx, p.keeper, filepath.Join(cfg.State, name)); err != nil {
 			for _, l := range listeners[:i] {
 				err = errors.Join(err, l.Close())
 			}
@@ -146,6 +147,19 @@ func serve(ctx context.Context, steps *undo.Stack, cfg config.Config, p *parts) 
 		return nil
 	})
 	return ended, nil
+}
+
+// listen opens one of the sockets. The shim binary finds out by itself that no
+// daemon is there, and does something about it, so its socket ends with the daemon.
+func listen(ctx context.Context, k *keeper.Keeper, path string) (net.Listener, error) {
+	switch name := filepath.Base(path); {
+	case k == nil || name == shimSocket:
+		return service.Listen(path)
+	case name == sandboxerSocket:
+		return service.ListenKeptGRPC(ctx, k, path)
+	default:
+		return service.ListenKept(ctx, k, path)
+	}
 }
 
 // startLimit is how long the engine may take: it asks every task it knew of.

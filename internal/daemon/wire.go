@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"path/filepath"
+	"time"
 
 	"github.com/containerd/containerd/api/types"
 	core "github.com/containerd/containerd/v2/core/sandbox"
@@ -13,6 +14,7 @@ import (
 	"caisson/internal/config"
 	"caisson/internal/events"
 	"caisson/internal/isolation/namespace"
+	"caisson/internal/keeper"
 	"caisson/internal/monitor"
 	"caisson/internal/network"
 	"caisson/internal/service"
@@ -20,11 +22,16 @@ import (
 	"caisson/sandbox"
 )
 
+// criPatience is how long CRI in a containerd beside the daemon may take to go on
+// with a sandbox that it was about to run. It finds a new daemon within seconds.
+const criPatience = 20 * time.Second
+
 // parts are what the sandboxer's sockets serve.
 type parts struct {
-	ctl   core.Controller
-	store core.Store
-	shim  service.Shim
+	ctl    core.Controller
+	store  core.Store
+	shim   service.Shim
+	keeper *keeper.Keeper // nil: sockets end with the daemon
 }
 
 // wire makes the sandboxer and lets it take over what an earlier daemon left.
@@ -52,6 +59,14 @@ func wire(ctx context.Context, steps *undo.Stack, cfg config.Config) (*parts, er
 	if err != nil {
 		return nil, err
 	}
+	kept, err := openKeeper(ctx, steps, cfg, program)
+	if err != nil {
+		return nil, err
+	}
+	var patience time.Duration
+	if cfg.Engine == config.EngineNone {
+		patience = criPatience
+	}
 	ctl := sandbox.NewController(sandbox.Config{
 		Store:      store,
 		Dir:        filepath.Join(cfg.State, "s"),
@@ -61,23 +76,44 @@ func wire(ctx context.Context, steps *undo.Stack, cfg config.Config) (*parts, er
 
 		DefaultNetwork: network.Mode(cfg.Network.Default),
 		Events:         journal,
+		Patience:       patience,
 		Runtime: sandbox.RuntimeConfig{
 			Name: cfg.Runtime.Default, Root: cfg.Runtime.Root, SystemdCgroup: cfg.Runtime.SystemdCgroup,
 		},
 	})
 	// The endpoints are never closed: containerd takes a broken connection for
 	// the end of a task, and the engine would see it before this process ends.
-	endpoints, err := service.NewEndpoints(context.WithoutCancel(ctx), ctl)
+	endpoints, err := service.NewEndpoints(context.WithoutCancel(ctx), ctl, kept)
 	if err != nil {
 		return nil, err
 	}
 	// Goes after the controller is closed: nobody makes a sandbox then.
 	steps.Add("cgroup", func(context.Context) error { return cgroup.Prune(cfg.Runtime.CgroupParent) })
 	steps.Add("controller", func(context.Context) error { return ctl.Close() })
+	if kept != nil {
+		steps.Add("calls", func(context.Context) error { kept.Quiesce(); return nil })
+	}
 	if err := ctl.Load(ctx, endpoints); err != nil {
 		return nil, fmt.Errorf("take over sandboxes: %w", err)
 	}
-	return &parts{ctl: ctl, store: store, shim: shimHelper{ctl, cfg.Runtime.Default, new(runtimes), remote}}, nil
+	if err := endpoints.ServeRest(); err != nil {
+		return nil, fmt.Errorf("take over connections: %w", err)
+	}
+	return &parts{ctl: ctl, store: store, shim: shimHelper{ctl, cfg.Runtime.Default, new(runtimes), remote}, keeper: kept}, nil
+}
+
+// openKeeper finds what keeps the connections of a containerd beside the daemon.
+// An embedded one has no use for that: it ends with the daemon.
+func openKeeper(ctx context.Context, steps *undo.Stack, cfg config.Config, program string) (*keeper.Keeper, error) {
+	if cfg.Engine == config.EngineEmbedded || !cfg.Containerd.KeepConnections {
+		return nil, nil
+	}
+	k, err := keeper.Open(ctx, keeper.Config{Binary: program, Dir: filepath.Join(cfg.State, "keeper")})
+	if err != nil {
+		return nil, err
+	}
+	steps.Add("keeper of connections", k.Close)
+	return k, nil
 }
 
 // openJournal opens the list of events that are owed to containerd.

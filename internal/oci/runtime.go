@@ -146,15 +146,10 @@ func (r Runtime) runc(log string) *runc.Runc {
 	}
 }
 
-// Start runs the process that create prepared.
-func (r Runtime) Start(ctx context.Context, id, log string) error {
-	err := fault.Fail("runtime:start", unix.EAGAIN, unix.ENOMEM, unix.EMFILE)
-	if err == nil {
-		err = r.runc(log).Start(ctx, id)
-	}
-	fault.Point("runtime:started")
-	return r.Explain("start", log, err)
-}
+// StartArgs is the command line that runs the process that create prepared. The
+// caller sees to it that it is not interrupted: between two of its steps, the
+// process would end.
+func (r Runtime) StartArgs(id, log string) []string { return append(r.global(log), "start", id) }
 
 // Delete removes what the runtime knows of a container that has ended, and its
 // cgroup. With force it also ends it. A container that the runtime does not

@@ -1,13 +1,19 @@
 package service
 
 import (
+	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"net"
 	"os"
+	"syscall"
 
 	"github.com/containerd/log"
+	"golang.org/x/net/http2"
 	"golang.org/x/sys/unix"
+
+	"caisson/internal/keeper"
 )
 
 // Listen makes the unix socket at path, mode 0600, in place of one that an
@@ -15,20 +21,52 @@ import (
 // that no other daemon listens there. Connections of anyone but root are closed
 // before a byte of theirs is read.
 func Listen(path string) (net.Listener, error) {
+	l, err := listenUnix(path)
+	if err != nil {
+		return nil, err
+	}
+	return rootOnly{l}, nil
+}
+
+// ListenKept is Listen for a ttrpc socket that stays open when the daemon ends.
+func ListenKept(ctx context.Context, k *keeper.Keeper, path string) (net.Listener, error) {
+	l, err := k.Socket(ctx, path, listenUnix)
+	if err != nil {
+		return nil, err
+	}
+	return rootOnly{l}, nil
+}
+
+// ListenKeptGRPC is the same for a gRPC socket. A client that was greeted takes the
+// server's own first frame for a change of its settings.
+func ListenKeptGRPC(ctx context.Context, k *keeper.Keeper, path string) (net.Listener, error) {
+	var greeting bytes.Buffer
+	if err := http2.NewFramer(&greeting, nil).WriteSettings(); err != nil {
+		return nil, err
+	}
+	l, err := k.Greeted(ctx, path, greeting.Bytes(), listenUnix)
+	if err != nil {
+		return nil, err
+	}
+	return rootOnly{l}, nil
+}
+
+func listenUnix(path string) (*net.UnixListener, error) {
 	if st, err := os.Lstat(path); err == nil && st.Mode().Type() != os.ModeSocket {
 		return nil, fmt.Errorf("listen on %s: there is something that is not a socket", path)
 	}
 	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, fmt.Errorf("listen on %s: remove the old socket: %w", path, err)
 	}
-	l, err := net.Listen("unix", path)
+	private := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) (err error) {
+		cerr := c.Control(func(fd uintptr) { err = unix.Fchmod(int(fd), 0o600) }) // the mode that bind gives the file
+		return errors.Join(cerr, err)
+	}}
+	l, err := private.Listen(context.Background(), "unix", path)
 	if err != nil {
 		return nil, fmt.Errorf("listen on %s: %w", path, err)
 	}
-	if err := os.Chmod(path, 0o600); err != nil {
-		return nil, errors.Join(fmt.Errorf("listen on %s: %w", path, err), l.Close())
-	}
-	return rootOnly{l}, nil
+	return l.(*net.UnixListener), nil
 }
 
 // rootOnly is a listener of unix sockets that lets only root in.
@@ -52,7 +90,7 @@ func (l rootOnly) Accept() (net.Conn, error) {
 }
 
 func peerUID(conn net.Conn) (uint32, error) {
-	uc, ok := conn.(*net.UnixConn)
+	uc, ok := conn.(syscall.Conn)
 	if !ok {
 		return 0, fmt.Errorf("peer of a %T", conn)
 	}

@@ -5,6 +5,10 @@ import (
 
 	api "github.com/containerd/containerd/api/runtime/sandbox/v1"
 	controllerapi "github.com/containerd/containerd/api/services/sandbox/v1"
+	"github.com/containerd/errdefs"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"caisson/internal/request"
 )
 
 // runtimeService is containerd.runtime.sandbox.v1.Sandbox, the service a shim
@@ -30,12 +34,28 @@ func (s *runtimeService) CreateSandbox(ctx context.Context, req *api.CreateSandb
 		SandboxID: req.GetSandboxID(), Rootfs: req.GetRootfs(), Options: req.GetOptions(),
 		NetnsPath: req.GetNetnsPath(), Annotations: req.GetAnnotations(),
 	})
+	if errdefs.IsAlreadyExists(err) && request.From(ctx).Again {
+		err = nil // An earlier daemon has done it.
+	}
 	return &api.CreateSandboxResponse{}, err
 }
 
 func (s *runtimeService) StartSandbox(ctx context.Context, req *api.StartSandboxRequest) (*api.StartSandboxResponse, error) {
 	r, err := s.controller.Start(ctx, &controllerapi.ControllerStartRequest{SandboxID: req.GetSandboxID()})
+	if errdefs.IsFailedPrecondition(err) && request.From(ctx).Again {
+		return s.started(ctx, req.GetSandboxID(), err)
+	}
 	return &api.StartSandboxResponse{Pid: r.GetPid(), CreatedAt: r.GetCreatedAt(), Spec: r.GetSpec()}, err
+}
+
+// started is the answer of a StartSandbox that an earlier daemon has done; err is
+// what is wrong if it has not.
+func (s *runtimeService) started(ctx context.Context, sandboxID string, err error) (*api.StartSandboxResponse, error) {
+	st, serr := s.controller.ctl.Status(ctx, sandboxID, false)
+	if serr != nil || st.Pid == 0 {
+		return nil, err
+	}
+	return &api.StartSandboxResponse{Pid: st.Pid, CreatedAt: timestamppb.New(st.CreatedAt)}, nil
 }
 
 func (s *runtimeService) Platform(ctx context.Context, req *api.PlatformRequest) (*api.PlatformResponse, error) {
@@ -70,6 +90,9 @@ func (s *runtimeService) PingSandbox(ctx context.Context, req *api.PingRequest) 
 
 func (s *runtimeService) ShutdownSandbox(ctx context.Context, req *api.ShutdownSandboxRequest) (*api.ShutdownSandboxResponse, error) {
 	_, err := s.controller.Shutdown(ctx, &controllerapi.ControllerShutdownRequest{SandboxID: req.GetSandboxID()})
+	if errdefs.IsNotFound(err) && request.From(ctx).Again {
+		err = nil // An earlier daemon has done it.
+	}
 	return &api.ShutdownSandboxResponse{}, err
 }
 

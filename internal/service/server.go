@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"path"
 	"time"
 
 	runtimeapi "github.com/containerd/containerd/api/runtime/sandbox/v1"
@@ -12,8 +13,12 @@ import (
 	"github.com/containerd/containerd/v2/core/sandbox"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/errdefs"
+	"github.com/containerd/log"
 	"github.com/containerd/ttrpc"
 	"google.golang.org/grpc"
+
+	"caisson/internal/keeper"
+	"caisson/internal/request"
 )
 
 const (
@@ -68,7 +73,16 @@ func ServeTTRPC(ctx context.Context, l net.Listener, ctl sandbox.Controller) err
 // NewTTRPCServer is a ttrpc server that requires a namespace with each call and
 // translates errors; services are registered by the caller.
 func NewTTRPCServer() (*ttrpc.Server, error) {
-	srv, err := ttrpc.NewServer(ttrpc.WithUnaryServerInterceptor(ttrpcCall))
+	return newTTRPCServer(nil)
+}
+
+// newTTRPCServer is the same for connections that a keeper may have.
+func newTTRPCServer(k *keeper.Keeper) (*ttrpc.Server, error) {
+	call := ttrpcCall
+	if k != nil {
+		call = keptCall(k)
+	}
+	srv, err := ttrpc.NewServer(ttrpc.WithUnaryServerInterceptor(call))
 	if err != nil {
 		return nil, fmt.Errorf("ttrpc server: %w", err)
 	}
@@ -124,6 +138,23 @@ func ttrpcCall(ctx context.Context, decode ttrpc.Unmarshaler, _ *ttrpc.UnaryServ
 	}
 	return resp, nil
 }
+
+// keptCall is ttrpcCall for requests that may have come to an earlier daemon.
+func keptCall(k *keeper.Keeper) ttrpc.UnaryServerInterceptor {
+	return func(ctx context.Context, decode ttrpc.Unmarshaler, info *ttrpc.UnaryServerInfo, next ttrpc.Method) (any, error) {
+		req := k.Request(ctx)
+		if req.Again {
+			log.G(ctx).WithField("method", info.FullMethod).WithField("request", req.ID).Debug("a request that the last daemon did not answer")
+		}
+		if !waits[path.Base(info.FullMethod)] {
+			defer k.Serving()()
+		}
+		return ttrpcCall(request.With(ctx, req), decode, info, next)
+	}
+}
+
+// waits are the methods that no stop of the daemon waits for.
+var waits = map[string]bool{"Wait": true, "WaitSandbox": true}
 
 // withNamespace turns the namespace of the call's metadata into the context's,
 // where it holds for the calls that follow from this one.

@@ -255,7 +255,7 @@ func testShimStarts(t *testing.T, h helper) {
 	fails("does not answer at", "-v") // is not worth a daemon
 	fails("says why", "-namespace", "n", "-address", "/c.sock", "-id", "x", "start")
 	log, err := os.ReadFile(state + "/caissond.log")
-	if want := "--engine none --state " + state + " --config /etc/c.toml --containerd-address /c.sock\n\n/\n"; err != nil || string(log) != want {
+	if want := "--engine none --keep-connections=false --state " + state + " --config /etc/c.toml --containerd-address /c.sock\n\n/\n"; err != nil || string(log) != want {
 		t.Errorf("log %q, %v; want %q", log, err, want)
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"strings"
 
 	runtimeapi "github.com/containerd/containerd/api/runtime/sandbox/v1"
 	taskapi "github.com/containerd/containerd/api/runtime/task/v3"
@@ -19,8 +20,10 @@ import (
 	"google.golang.org/protobuf/types/known/emptypb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"caisson/internal/keeper"
 	"caisson/internal/stdio"
 	"caisson/internal/task"
+	"caisson/sandbox"
 )
 
 // Tasks is what the Task service needs of the controller.
@@ -31,23 +34,27 @@ type Tasks interface {
 	Release(ctx context.Context, sandboxID string) error
 }
 
-// Endpoints serves the Task and Sandbox APIs of each sandbox on a listener of
-// its own. One server answers for all of them: which sandbox is meant, the
-// listener tells.
+// Endpoints serves the Task and Sandbox APIs of each sandbox on a socket of its
+// own. One server answers for all of them: which sandbox is meant, the listener
+// tells.
 type Endpoints struct {
-	ctx context.Context
-	srv *ttrpc.Server
+	ctx    context.Context
+	srv    *ttrpc.Server
+	keeper *keeper.Keeper // nil: the sockets end with the daemon
 }
 
-// NewEndpoints returns a server without listeners; it ends with ctx.
-func NewEndpoints(ctx context.Context, ctl Tasks) (*Endpoints, error) {
-	srv, err := NewTTRPCServer()
+var _ sandbox.Server = (*Endpoints)(nil)
+
+// NewEndpoints returns a server without sockets; it ends with ctx. With a keeper,
+// sockets and connections outlive the daemon.
+func NewEndpoints(ctx context.Context, ctl Tasks, k *keeper.Keeper) (*Endpoints, error) {
+	srv, err := newTTRPCServer(k)
 	if err != nil {
 		return nil, err
 	}
 	taskapi.RegisterTTRPCTaskService(srv, &taskService{ctl: ctl})
 	runtimeapi.RegisterTTRPCSandboxService(srv, &runtimeService{controller: controllerService{ctl: ctl}})
-	return &Endpoints{ctx: ctx, srv: srv}, nil
+	return &Endpoints{ctx: ctx, srv: srv, keeper: k}, nil
 }
 
 // sandboxKey is the context's key of whose socket a call came through.
@@ -55,23 +62,100 @@ type sandboxKey struct{}
 
 type sandboxName struct{ namespace, id string }
 
-// Serve answers on l for one sandbox until the returned function is called.
-// Connections that are open then are left to their clients, which close them
-// when they have their last answer.
-func (e *Endpoints) Serve(namespace, sandboxID string, l net.Listener) (stop func()) {
-	ctx := context.WithValue(context.WithoutCancel(e.ctx), sandboxKey{}, sandboxName{namespace, sandboxID})
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		if err := e.srv.Serve(ctx, rootOnly{l}); err != nil && !isClosed(err) {
-			log.G(e.ctx).WithError(err).WithField("sandbox_id", sandboxID).WithField("namespace", namespace).Error("serve tasks")
+// Serve answers for one sandbox at path. Connections that are open when the
+// endpoint is closed are left to their clients, which close them when they have
+// their last answer.
+func (e *Endpoints) Serve(namespace, sandboxID, path string) (sandbox.Endpoint, error) {
+	ep := &served{done: make(chan struct{})}
+	if e.keeper != nil {
+		l, err := e.keeper.Listen(e.ctx, owner(namespace, sandboxID), path, listenUnix)
+		if err != nil {
+			return nil, err
 		}
+		ep.l, ep.remove = l, l.Remove
+	} else {
+		l, err := listenUnix(path)
+		if err != nil {
+			return nil, err
+		}
+		ep.l, ep.remove = l, l.Close
+	}
+	go func() {
+		defer close(ep.done)
+		e.serve(namespace, sandboxID, rootOnly{ep.l})
 	}()
-	return func() {
-		l.Close()
-		<-done
+	return ep, nil
+}
+
+func (e *Endpoints) serve(namespace, sandboxID string, l net.Listener) {
+	ctx := context.WithValue(context.WithoutCancel(e.ctx), sandboxKey{}, sandboxName{namespace, sandboxID})
+	if err := e.srv.Serve(ctx, l); err != nil && !isClosed(err) {
+		log.G(e.ctx).WithError(err).WithField("sandbox_id", sandboxID).WithField("namespace", namespace).Error("serve tasks")
 	}
 }
+
+// served is one sandbox's socket.
+type served struct {
+	l      net.Listener
+	remove func() error
+	done   chan struct{}
+}
+
+func (ep *served) Close() error {
+	err := ep.l.Close()
+	<-ep.done
+	return err
+}
+
+func (ep *served) Remove() error {
+	err := ep.remove()
+	<-ep.done
+	return err
+}
+
+// ServeRest answers the last calls for sandboxes that were removed while their
+// clients were connected. Every sandbox is served by then.
+func (e *Endpoints) ServeRest() error {
+	if e.keeper == nil {
+		return nil
+	}
+	rest, err := e.keeper.Rest()
+	for name, conns := range rest {
+		namespace, sandboxID, _ := strings.Cut(name, "/")
+		l := &given{}
+		for _, c := range conns {
+			l.conns = append(l.conns, c)
+		}
+		e.serve(namespace, sandboxID, rootOnly{l})
+	}
+	return err
+}
+
+// given is a listener of connections that are there already.
+type given struct{ conns []net.Conn }
+
+func (l *given) Accept() (net.Conn, error) {
+	if len(l.conns) == 0 {
+		return nil, net.ErrClosed
+	}
+	c := l.conns[0]
+	l.conns = l.conns[1:]
+	return c, nil
+}
+
+func (l *given) Close() error   { return nil }
+func (l *given) Addr() net.Addr { return &net.UnixAddr{Net: "unix"} }
+
+func owner(namespace, sandboxID string) string { return namespace + "/" + sandboxID }
+
+// Connected tells whether a client of the sandbox is connected since before the
+// daemon started.
+func (e *Endpoints) Connected(namespace, sandboxID string) bool {
+	return e.keeper != nil && e.keeper.Connected(owner(namespace, sandboxID))
+}
+
+// Owes tells whether a request will come again that an earlier daemon began.
+func (e *Endpoints) Owes(id string) bool { return e.keeper != nil && e.keeper.Owes(id) }
 
 // Close ends all connections.
 func (e *Endpoints) Close() error {

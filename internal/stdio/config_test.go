@@ -53,7 +53,7 @@ func TestBadConfigsAreRefused(t *testing.T) {
 			if name == "two loggers" && terminal {
 				continue
 			}
-			_, err := Open(t.Context(), cfg, Owner{}, Identity{Namespace: "ns", ContainerID: "c"})
+			_, err := Open(t.Context(), cfg, Owner{}, Identity{Namespace: "ns", ContainerID: "c"}, OpenHere)
 			if !errdefs.IsInvalidArgument(err) {
 				t.Errorf("%s (terminal %t): %v, want InvalidArgument", name, terminal, err)
 			}

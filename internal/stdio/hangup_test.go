@@ -20,7 +20,7 @@ func TestHangupNoticesOnlyClients(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer h.Close()
-	set, err := Open(t.Context(), cfg, Owner{}, Identity{})
+	set, err := Open(t.Context(), cfg, Owner{}, Identity{}, OpenHere)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -121,7 +121,7 @@ func client(t *testing.T, path string, flags int) *os.File {
 
 func openSet(t *testing.T, cfg Config) *Set {
 	t.Helper()
-	s := must(Open(testContext(t), cfg, Owner{}, Identity{Namespace: "ns", ContainerID: "c1"}))(t)
+	s := must(Open(testContext(t), cfg, Owner{}, Identity{Namespace: "ns", ContainerID: "c1"}, OpenHere))(t)
 	t.Cleanup(func() {
 		if err := s.Close(); err != nil {
 			t.Error(err)

@@ -21,12 +21,20 @@ type Set struct {
 	keepers map[string]*os.File
 	logger  *Logger
 	files   []*os.File // all of the above and more
+	keep    Keep
 	close   func() error
 }
 
+// Keep opens the FIFO of a stream, which is given to it opened with O_PATH, for
+// reading and writing, in such a way that it stays open when this process ends.
+type Keep func(stream string, fifo *os.File) (*os.File, error)
+
+// OpenHere is the Keep of those who keep what Keepers returns afterwards.
+func OpenHere(_ string, fifo *os.File) (*os.File, error) { return reopen(fifo, unix.O_RDWR) }
+
 // Open opens the streams that cfg names. It never waits for a client: a FIFO that nobody
 // reads or writes yet opens all the same.
-func Open(ctx context.Context, cfg Config, owner Owner, identity Identity) (*Set, error) {
+func Open(ctx context.Context, cfg Config, owner Owner, identity Identity, keep Keep) (*Set, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, fmt.Errorf("open stdio: %w", err)
 	}
@@ -37,7 +45,7 @@ func Open(ctx context.Context, cfg Config, owner Owner, identity Identity) (*Set
 	if err != nil {
 		return nil, fmt.Errorf("open stdio: %w", err)
 	}
-	s := &Set{keepers: make(map[string]*os.File)}
+	s := &Set{keepers: make(map[string]*os.File), keep: keep}
 	s.close = sync.OnceValue(s.closeFiles)
 	if cfg.Terminal {
 		err = s.openTerminal(ts, owner, identity)
@@ -137,7 +145,7 @@ func (s *Set) openStream(t target, owner Owner) (*os.File, error) {
 }
 
 func (s *Set) openKeeper(stream string, fifo *os.File, owner Owner) (*os.File, error) {
-	keeper, err := s.add(reopen(fifo, unix.O_RDWR))
+	keeper, err := s.add(s.keep(stream, fifo))
 	if err != nil {
 		return nil, err
 	}

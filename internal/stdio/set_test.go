@@ -145,7 +145,7 @@ func TestWrongFilesAreRefused(t *testing.T) {
 		"long name":              {"/" + strings.Repeat("x", 300), errdefs.IsInvalidArgument},
 	} {
 		for _, terminal := range []bool{false, true} {
-			_, err := Open(t.Context(), Config{Stdout: tc.stdout, Terminal: terminal}, Owner{}, Identity{})
+			_, err := Open(t.Context(), Config{Stdout: tc.stdout, Terminal: terminal}, Owner{}, Identity{}, OpenHere)
 			if !tc.is(err) || !strings.Contains(err.Error(), Stdout) {
 				t.Errorf("%s (terminal %t): %v", name, terminal, err)
 			}
@@ -161,7 +161,7 @@ func TestOwnerOfFIFOs(t *testing.T) {
 		t.Skip("needs root to give files away")
 	}
 	cfg := Config{Stdin: mkfifo(t), Stdout: mkfifo(t)}
-	s := must(Open(t.Context(), cfg, Owner{UID: 1234, GID: 4321}, Identity{}))(t)
+	s := must(Open(t.Context(), cfg, Owner{UID: 1234, GID: 4321}, Identity{}, OpenHere))(t)
 	defer s.Close()
 	for _, path := range []string{cfg.Stdin, cfg.Stdout} {
 		var st unix.Stat_t

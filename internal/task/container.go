@@ -40,6 +40,8 @@ type containerRecord struct {
 	// KillAll is set when the container's processes do not end with its init,
 	// because they share a PID namespace with others.
 	KillAll bool
+	// Request that creates it; empty if that cannot come again.
+	Request string `json:",omitempty"`
 }
 
 // container is one task: an init process and the execs beside it.

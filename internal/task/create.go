@@ -20,6 +20,7 @@ import (
 	"caisson/internal/isolation"
 	"caisson/internal/monitor"
 	"caisson/internal/oci"
+	"caisson/internal/request"
 	"caisson/internal/stdio"
 	"caisson/internal/undo"
 )
@@ -50,8 +51,11 @@ func (s *Set) Create(ctx context.Context, req CreateRequest) (_ int, err error) 
 	}
 	ctx, cancel := s.untilEnd(ctx)
 	defer cancel()
-	c, err := s.reserve(req)
+	c, err := s.reserve(ctx, req)
 	if err != nil {
+		if done := s.created(ctx, req.ID); done != nil {
+			return done.init.snapshot().Pid, done.publishCreate(ctx)
+		}
 		return 0, err
 	}
 	p := c.init
@@ -95,6 +99,16 @@ func (s *Set) Create(ctx context.Context, req CreateRequest) (_ int, err error) 
 		return 0, err
 	}
 	return p.snapshot().Pid, c.publishCreate(ctx)
+}
+
+// created is the container of that ID, if it is what the same request made in an
+// earlier daemon.
+func (s *Set) created(ctx context.Context, id string) *container {
+	c, err := s.container(id)
+	if err != nil || !request.From(ctx).Is(c.Request) {
+		return nil
+	}
+	return c
 }
 
 // abort takes back a creation that failed. What cannot be taken back is left as a
@@ -141,7 +155,7 @@ func (c *container) publishCreate(ctx context.Context) error {
 }
 
 // reserve checks a request and enters its container in the set, with op held.
-func (s *Set) reserve(req CreateRequest) (*container, error) {
+func (s *Set) reserve(ctx context.Context, req CreateRequest) (*container, error) {
 	if err := validID("task", req.ID); err != nil {
 		return nil, err
 	}
@@ -166,6 +180,7 @@ func (s *Set) reserve(req CreateRequest) (*container, error) {
 		CriuWorkPath:   opts.GetCriuWorkPath(),
 		IoUID:          opts.GetIoUid(),
 		IoGID:          opts.GetIoGid(),
+		Request:        request.From(ctx).ID,
 	}
 	if req.Checkpoint != "" {
 		rec.Restore = &oci.Restore{ImagePath: req.Checkpoint, ParentPath: req.ParentCheckpoint, WorkPath: rec.workPath()}
@@ -327,52 +342,56 @@ func (p *process) spawn(ctx context.Context, args commandLine) (_ monitor.Proces
 	return started, nil
 }
 
-// run spawns a runtime, waits for its end, and returns what it left behind.
+// run spawns a runtime with a process's stdio, waits for its end, and returns what
+// it left behind.
 func (p *process) run(ctx context.Context, host isolation.Host, f oci.Files, args []string, stdio []*os.File) (monitor.Process, error) {
-	set := p.c.set
-	tag := p.tag()
-	end, err := set.expect(tag)
-	if err != nil {
+	exit, err := p.execute(ctx, host, monitor.SpawnRequest{PidFile: f.Pid, Args: args, Files: stdio})
+	switch {
+	case err != nil:
 		return monitor.Process{}, err
+	case exitStatus(exit.Status) != 0:
+		return monitor.Process{}, p.c.Runtime.Explain(verb(p), f.Log, failed(exit))
+	case exit.Adopted == nil:
+		return monitor.Process{}, fmt.Errorf("%v: the OCI runtime left no process behind: %w", p, errdefs.ErrUnknown)
 	}
-	defer set.unexpect(tag)
+	return *exit.Adopted, nil
+}
+
+func failed(exit monitor.Exit) error { return fmt.Errorf("exit status %d", exitStatus(exit.Status)) }
+
+// execute runs an OCI runtime through the monitor, so that the daemon's end does not
+// interrupt it, and returns how it ended.
+func (p *process) execute(ctx context.Context, host isolation.Host, req monitor.SpawnRequest) (exit monitor.Exit, err error) {
+	set := p.c.set
+	req.Tag, req.Dir, req.Env = p.tag(), p.c.Bundle, os.Environ()
+	end, err := set.expect(req.Tag)
+	if err != nil {
+		return exit, err
+	}
+	defer set.unexpect(req.Tag)
 	// A caller that gives up must not leave a runtime of which nobody knows.
 	sctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), killTimeout)
 	defer cancel()
-	runtime, err := host.Spawn(sctx, monitor.SpawnRequest{
-		Tag:     tag,
-		PidFile: f.Pid,
-		Dir:     p.c.Bundle,
-		Args:    args,
-		Env:     os.Environ(),
-		Files:   stdio,
-	})
+	runtime, err := host.Spawn(sctx, req)
 	if err != nil {
 		if errdefs.IsUnavailable(err) { // It may have been started all the same.
-			endOrphans(ctx, f.Pid)
+			endOrphans(ctx, req.PidFile)
 		}
-		return monitor.Process{}, fmt.Errorf("%v: start OCI runtime: %w", p, err)
+		return exit, fmt.Errorf("%v: start OCI runtime: %w", p, err)
 	}
-	var exit monitor.Exit
 	var ok bool
 	select {
 	case exit, ok = <-end:
 	case <-ctx.Done():
 		err := fmt.Errorf("%v: OCI runtime: %w", p, context.Cause(ctx))
-		return monitor.Process{}, errors.Join(err, stopRuntime(ctx, host, runtime.Serial, end))
+		return exit, errors.Join(err, stopRuntime(ctx, host, runtime.Serial, end))
 	}
 	fault.Point("runtime:ended")
-	switch {
-	case !ok:
-		endOrphans(ctx, f.Pid)
-		return monitor.Process{}, fmt.Errorf("%v: %w", p, ErrMonitorGone)
-	case exitStatus(exit.Status) != 0:
-		failed := fmt.Errorf("exit status %d", exitStatus(exit.Status))
-		return monitor.Process{}, p.c.Runtime.Explain(verb(p), f.Log, failed)
-	case exit.Adopted == nil:
-		return monitor.Process{}, fmt.Errorf("%v: the OCI runtime left no process behind: %w", p, errdefs.ErrUnknown)
+	if !ok {
+		endOrphans(ctx, req.PidFile)
+		return exit, fmt.Errorf("%v: %w", p, ErrMonitorGone)
 	}
-	return *exit.Adopted, nil
+	return exit, nil
 }
 
 // runtimePatience is how long a runtime that nobody needs any more may go on:

@@ -17,6 +17,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"caisson/internal/fault"
+	"caisson/internal/request"
 )
 
 // Exit is the end of a process.
@@ -34,6 +35,11 @@ func (r record) exit() Exit { return Exit{Pid: r.Pid, Status: r.ExitStatus, At: 
 // repeated.
 func (s *Set) Delete(ctx context.Context, id, execID string) (Exit, error) {
 	p, err := s.acquire(ctx, id, execID)
+	if errdefs.IsNotFound(err) {
+		if exit, ok := deleted(ctx); ok {
+			return exit, nil
+		}
+	}
 	if err == nil && p.waits() {
 		err = p.endUnstarted(ctx) // lets op go, since the exit needs it
 		if err == nil {
@@ -55,10 +61,29 @@ func (s *Set) Delete(ctx context.Context, id, execID string) (Exit, error) {
 	fault.Point("task:delete")
 	p.drain(s.context())
 	exit := p.snapshot().exit()
+	if err := noteDeleted(ctx, exit); err != nil {
+		return Exit{}, err
+	}
 	if execID != "" {
 		return exit, p.removeExec()
 	}
 	return exit, p.c.remove(ctx, exit)
+}
+
+// noteDeleted keeps the answer for a daemon that is asked again what this one has
+// deleted.
+func noteDeleted(ctx context.Context, exit Exit) error {
+	note, err := json.Marshal(exit)
+	if err != nil {
+		return err
+	}
+	return request.From(ctx).Note(note)
+}
+
+// deleted is how what an earlier daemon has deleted for the same request ended.
+func deleted(ctx context.Context) (exit Exit, ok bool) {
+	req := request.From(ctx)
+	return exit, req.Again && json.Unmarshal(req.Noted, &exit) == nil
 }
 
 // waits tells whether this is an init process that waits to be started.

@@ -54,7 +54,8 @@ func (p *process) openIO(ctx context.Context, host isolation.Host) (_ *processIO
 	if err != nil {
 		return nil, fmt.Errorf("%v: %w", p, err)
 	}
-	set, err := stdio.Open(ctx, cfg, stdio.Owner{UID: p.c.IoUID, GID: p.c.IoGID}, identity)
+	kept := map[string]bool{}
+	set, err := stdio.Open(ctx, cfg, stdio.Owner{UID: p.c.IoUID, GID: p.c.IoGID}, identity, p.keepFIFO(ctx, host, kept))
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("%v: %w", p, err), hangup.Close())
 	}
@@ -68,6 +69,9 @@ func (p *process) openIO(ctx context.Context, host isolation.Host) (_ *processIO
 	child := set.Child()
 	io.files = child[:]
 	for stream, keeper := range set.Keepers() {
+		if kept[stream] {
+			continue
+		}
 		if err := host.Keep(ctx, p.kept(stream), keeper); err != nil {
 			return nil, fmt.Errorf("keep %s: %w", stream, err)
 		}
@@ -85,6 +89,19 @@ func (p *process) openIO(ctx context.Context, host isolation.Host) (_ *processIO
 	// Only now that the keeper is kept can it be dropped.
 	p.onHangup(hangup)
 	return io, nil
+}
+
+// keepFIFO lets the monitor open FIFOs: if the daemon, which opened one first, were
+// killed before the monitor has it, its reader would see an end that is none. kept are the streams for which this was done.
+func (p *process) keepFIFO(ctx context.Context, host isolation.Host, kept map[string]bool) stdio.Keep {
+	return func(stream string, fifo *os.File) (*os.File, error) {
+		f, err := host.KeepFIFO(ctx, p.kept(stream), fifo)
+		if errdefs.IsInvalidArgument(err) { // a monitor of an earlier version
+			return stdio.OpenHere(stream, fifo)
+		}
+		kept[stream] = err == nil
+		return f, err
+	}
 }
 
 // watchStdin waits for the client to close its end, if that means anything: CRI

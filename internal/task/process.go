@@ -67,6 +67,9 @@ type record struct {
 	CgroupPath string `json:",omitempty"`
 	// OOMKills were counted in that cgroup before the container ran in it.
 	OOMKills uint64 `json:",omitempty"`
+	// Added and Started are the requests Exec and Start; empty if they cannot
+	// come again.
+	Added, Started string `json:",omitempty"`
 }
 
 // process is the init process of a container or an exec in it.

@@ -41,7 +41,7 @@ func (s *Set) Load(ctx context.Context, host isolation.Host) error {
 		return fmt.Errorf("sandbox %q: %w", s.cfg.SandboxID, err)
 	}
 	s.mu.Lock()
-	s.host = host
+	s.host, s.before = host, known.last
 	s.mu.Unlock()
 	if err := stdio.RemoveStale(s.cfg.Dir); err != nil {
 		log.G(ctx).WithError(err).Warn("console sockets of the last daemon")
@@ -85,6 +85,7 @@ func (s *Set) loaded(unread map[string]bool) {
 type survey struct {
 	alive   map[uint64]monitor.Record
 	adopted map[string]monitor.Record
+	last    uint64 // serial
 }
 
 // survey waits until the OCI runtimes that the last daemon started have ended,
@@ -122,6 +123,7 @@ func (s *Set) survey(ctx context.Context, host isolation.Host) (survey, error) {
 	}
 	for _, r := range records {
 		known.alive[r.Serial] = r
+		known.last = max(known.last, r.Serial)
 		if r.Kind == monitor.Adopted {
 			known.adopted[r.Tag] = r
 		}
@@ -236,7 +238,11 @@ func (s *Set) settle(ctx context.Context, c *container, known survey) {
 	ctx = log.WithLogger(ctx, log.G(ctx).WithField("container_id", c.ID))
 	if c.init.rec.State == Adding {
 		log.G(ctx).Info("undo the creation that the last daemon did not finish")
-		err := errors.Join(c.Runtime.Delete(ctx, c.ID, c.file("undo.log"), true), c.unmountRootfs(), c.init.dropKept(ctx))
+		err := errors.Join(c.Runtime.Delete(ctx, c.ID, c.file("undo.log"), true), c.unmountRootfs())
+		if !s.owes(c.Request) {
+			// Else it is created again, and the reader of its output must not see an end.
+			err = errors.Join(err, c.init.dropKept(ctx))
+		}
 		if err == nil {
 			err = c.bury()
 		}
@@ -284,6 +290,11 @@ func (c *container) retell(ctx context.Context, publish func(context.Context) er
 		log.G(ctx).WithError(err).Error("publish what the last daemon did")
 		c.set.retry(func() error { return publish(c.set.context()) })
 	}
+}
+
+// owes tells whether a request will be made again; none has no ID.
+func (s *Set) owes(request string) bool {
+	return request != "" && s.cfg.Owes != nil && s.cfg.Owes(request)
 }
 
 // finishStart decides what became of a start that the last daemon did not see

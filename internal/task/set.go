@@ -54,6 +54,8 @@ type Config struct {
 	// after a restart, and says itself when it is closed.
 	StdinStays func() bool
 	Events     Publisher
+	// Owes tells whether a request to an earlier daemon will be made again.
+	Owes func(request string) bool
 }
 
 // Set is the tasks of one sandbox. It is safe for concurrent use.
@@ -73,6 +75,7 @@ type Set struct {
 	unread     map[string]bool // containers whose files Load could not read
 	containers map[string]*container
 	runs       map[string]chan monitor.Exit // runtimes that somebody waits for, by tag
+	before     uint64                       // the last process of an earlier daemon's
 }
 
 // NewSet returns an empty set. Nothing can be created in it before Attach.
@@ -270,7 +273,7 @@ func (s *Set) dispatch(e monitor.Exit) {
 // and of runtimes whose daemon died have nobody.
 func (s *Set) runEnded(e monitor.Exit) {
 	s.mu.Lock()
-	if ch := s.runs[e.Tag]; ch != nil {
+	if ch := s.runs[e.Tag]; ch != nil && e.Serial > s.before { // one before may have had the same tag
 		ch <- e // has room for one, and is used once
 		delete(s.runs, e.Tag)
 	}

@@ -10,9 +10,12 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
 	"github.com/containerd/typeurl/v2"
+	"golang.org/x/sys/unix"
 
 	"caisson/internal/fault"
+	"caisson/internal/monitor"
 	"caisson/internal/oci"
+	"caisson/internal/request"
 	"caisson/internal/statefile"
 	"caisson/internal/stdio"
 )
@@ -30,13 +33,25 @@ func (s *Set) Start(ctx context.Context, id, execID string) (int, error) {
 	ctx, cancel := s.untilEnd(ctx)
 	defer cancel()
 	fault.Point("task:start")
-	if err := p.move(Starting, nil); err != nil {
+	req := request.From(ctx)
+	if rec := p.snapshot(); req.Is(rec.Started) && rec.State != Created {
+		return p.started(rec)
+	}
+	if err := p.move(Starting, func(r *record) { r.Started = req.ID }); err != nil {
 		return 0, err
 	}
 	if execID == "" {
 		return p.startInit(ctx)
 	}
 	return p.startExec(ctx)
+}
+
+// started is the answer to a Start that an earlier daemon has carried out.
+func (p *process) started(rec record) (int, error) {
+	if rec.Serial == 0 { // It failed, and only the runtime's log still says why.
+		return 0, p.c.Runtime.Explain(verb(p), p.c.log(p.execID), errors.New("caissond was killed while it failed"))
+	}
+	return rec.Pid, nil
 }
 
 func (p *process) startInit(ctx context.Context) (int, error) {
@@ -50,12 +65,30 @@ func (p *process) startInit(ctx context.Context) (int, error) {
 			err = errors.Join(err, c.Runtime.Delete(context.WithoutCancel(ctx), c.ID, c.file("undo.log"), true))
 		}
 	} else {
-		err = c.Runtime.Start(ctx, c.ID, c.log(""))
+		err = p.release(ctx)
 	}
 	if err != nil {
 		return 0, errors.Join(fmt.Errorf("%v: start: %w", p, err), p.move(Created, nil))
 	}
 	return p.runs(ctx, p.snapshot()), nil
+}
+
+// release lets the process go on that Create prepared.
+func (p *process) release(ctx context.Context) error {
+	host, err := p.c.set.attached()
+	if err != nil {
+		return err
+	}
+	logFile := p.c.log("")
+	var exit monitor.Exit
+	if err = fault.Fail("runtime:start", unix.EAGAIN, unix.ENOMEM, unix.EMFILE); err == nil {
+		exit, err = p.execute(ctx, host, monitor.SpawnRequest{Args: p.c.Runtime.StartArgs(p.c.ID, logFile)})
+	}
+	if err == nil && exitStatus(exit.Status) != 0 {
+		err = p.c.Runtime.Explain("start", logFile, failed(exit))
+	}
+	fault.Point("runtime:started")
+	return err
 }
 
 // runs tells that a process was started, and records it, in this order: a daemon
@@ -120,8 +153,12 @@ func (s *Set) Exec(ctx context.Context, req ExecRequest) error {
 	if err != nil {
 		return err
 	}
+	again := request.From(ctx)
+	if p, err := c.process(req.ExecID); err == nil && again.Is(p.snapshot().Added) {
+		return p.publishAdded(ctx)
+	}
 	p := newProcess(c, req.ExecID, req.Stdio, Created)
-	p.rec.AddedAt = time.Now()
+	p.rec.AddedAt, p.rec.Added = time.Now(), again.ID
 	spec, err := processSpec(p, req.Spec)
 	if err != nil {
 		return err

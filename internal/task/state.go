@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"hash/fnv"
 
 	"github.com/containerd/containerd/api/events"
 	"github.com/containerd/errdefs"
@@ -11,6 +12,7 @@ import (
 
 	"caisson/internal/cgroup"
 	"caisson/internal/fault"
+	"caisson/internal/request"
 	"caisson/internal/stdio"
 )
 
@@ -93,6 +95,15 @@ func (s *Set) Kill(ctx context.Context, id, execID string, signal uint32, all bo
 	}
 	sig := unix.Signal(signal)
 	fault.Point("task:kill")
+	req := request.From(ctx)
+	if req.Again && len(req.Noted) > 0 && p.snapshot().State == Stopped {
+		return nil // The earlier daemon was about to send it.
+	}
+	if state := p.snapshot().State; state == Created || state == Running {
+		if err := req.Note([]byte("kill")); err != nil {
+			return fmt.Errorf("%v: kill: %w", p, err)
+		}
+	}
 	if all && execID == "" {
 		running := p.snapshot().State == Running
 		if err := p.c.killAll(ctx, sig); err != nil {
@@ -125,10 +136,22 @@ func (p *process) signal(ctx context.Context, sig unix.Signal) error {
 	if err != nil {
 		return fmt.Errorf("%v: kill: %w", p, err)
 	}
-	if err := host.Signal(ctx, rec.Serial, sig); err != nil {
+	if id := request.From(ctx).ID; id != "" {
+		err = host.SignalOnce(ctx, rec.Serial, sig, token(id))
+	} else {
+		err = host.Signal(ctx, rec.Serial, sig)
+	}
+	if err != nil {
 		return fmt.Errorf("%v: kill: %w", p, err)
 	}
 	return nil
+}
+
+// token is a number for a request.
+func token(id string) uint64 {
+	h := fnv.New64a()
+	h.Write([]byte(id)) // never fails
+	return h.Sum64()
 }
 
 // killAll sends a signal to every process in the container's cgroup; the init
@@ -230,7 +253,7 @@ func (s *Set) freeze(ctx context.Context, id string, frozen bool, event any) err
 		return fmt.Errorf("task %q: it is %s, not running: %w", id, st.State, errdefs.ErrFailedPrecondition)
 	}
 	if st.Paused == frozen {
-		if frozen {
+		if frozen || request.From(ctx).Again {
 			return nil
 		}
 		return fmt.Errorf("task %q: it is not paused: %w", id, errdefs.ErrFailedPrecondition)

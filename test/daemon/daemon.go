@@ -223,7 +223,11 @@ func (d *Daemon) Stop(ctx context.Context) error { return d.caissond.stop(ctx) }
 // What is left is cleared away too, so that it is reported once.
 func (d *Daemon) Close(ctx context.Context) (left []string, err error) {
 	// containerd first: it takes the daemon's end for that of its tasks.
-	errs := []error{d.StopContainerd(ctx), d.Stop(ctx), d.stopStarted(ctx)}
+	errs := []error{d.StopContainerd(ctx)}
+	if d.caissond.running == nil {
+		errs = append(errs, d.endKeeper(ctx))
+	}
+	errs = append(errs, d.Stop(ctx), d.stopStarted(ctx))
 	for _, look := range []func(context.Context) ([]string, error){d.leftBehind, d.leftInState} {
 		found, err := look(ctx)
 		left, errs = append(left, found...), append(errs, err)

@@ -13,8 +13,10 @@ import (
 	"strings"
 	"time"
 
+	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
+	"caisson/internal/monitor"
 	"caisson/test/image"
 )
 
@@ -185,6 +187,18 @@ func (d *Daemon) stopStarted(ctx context.Context) error {
 		}
 		return nil
 	})
+}
+
+// endKeeper ends the keeper of a daemon that was killed and did not come back.
+func (d *Daemon) endKeeper(ctx context.Context) error {
+	conn, err := monitor.Dial(ctx, filepath.Join(d.State, "keeper"))
+	if errdefs.IsNotFound(err) || errdefs.IsUnavailable(err) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return errors.Join(conn.End(ctx, true), conn.Close())
 }
 
 // StopStarted ends the daemon that a shim binary has started, if one has.

@@ -103,6 +103,9 @@ func programs(t testing.TB, h *harness.Host) map[string][]int {
 		if strings.HasPrefix(name, "caisson-monitor") {
 			name = "caisson-monitor"
 		}
+		if string(cmdline) == "caisson-monitor\x00keeper\x00" {
+			name = "keeper"
+		}
 		found[name] = append(found[name], pid)
 	}
 	return found

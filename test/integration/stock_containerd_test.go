@@ -262,7 +262,7 @@ func expectNothing(t *testing.T, h *harness.Host, cri *harness.CRI) {
 	}
 	want := map[string]int{"caissond": 1}
 	if h.Stock() {
-		want["containerd"] = 1
+		want["containerd"], want["keeper"] = 1, 1
 	}
 	expectProcesses(t, h, want)
 }

@@ -68,16 +68,24 @@ func TestStockDaemonRestarts(t *testing.T) {
 	}
 }
 
+// unkept is a daemon that nobody starts again, such as one that the shim binary has
+// started: connections break with it.
+func unkept() daemon.Options {
+	opts := stock
+	opts.Args = []string{"--keep-connections=false"}
+	return opts
+}
+
 // TestStockDaemonCrash: a stock containerd takes a broken connection for a
-// container's end. So when the daemon goes away, its containers are lost; what
-// must hold then is that they really end, that they are reported as ended, that
-// their pod can be used and removed, and that nothing is left. Who starts the
-// daemon again, the init system or the shim binary, makes no difference.
-// TestStockDaemonAway is the case in which nobody does in time.
+// container's end. So when a daemon goes away that does not keep them, its
+// containers are lost; what must hold then is that they really end, that they are
+// reported as ended, that their pod can be used and removed, and that nothing is
+// left. Who starts the daemon again, the init system or the shim binary, makes no
+// difference. TestStockDaemonAway is the case in which nobody does in time.
 func TestStockDaemonCrash(t *testing.T) {
 	for _, byShim := range []bool{false, true} {
 		t.Run(fmt.Sprintf("started by the shim binary=%t", byShim), func(t *testing.T) {
-			h := harness.Start(t, stock)
+			h := harness.Start(t, unkept())
 			cri := h.CRI()
 			p := startStockPod(t, h, cri, runtime.NamespaceMode_POD)
 			h.Ctr(append(ctrRun(h, "-d"), harness.Image, "single", "sleep", "1000")...)
@@ -145,7 +153,7 @@ func TestStockDaemonCrash(t *testing.T) {
 // TestStockDaemonAway: if no daemon comes back in time, containerd forgets the
 // containers and nobody ends them; removing their pod does.
 func TestStockDaemonAway(t *testing.T) {
-	opts := stock
+	opts := unkept()
 	opts.Env = []string{"CAISSON_SHIM_CONFIG="} // the shim binary must not start one
 	h := harness.Start(t, opts)
 	cri := h.CRI()
@@ -319,7 +327,7 @@ func endInMountNamespace(t *testing.T, h *harness.Host, ns string) {
 // TestStockShimSandboxerCrash: through containerd's own sandboxer a pod is lost
 // with its daemon like a container, and must end like one.
 func TestStockShimSandboxerCrash(t *testing.T) {
-	h := harness.Start(t, stock)
+	h := harness.Start(t, unkept())
 	cri := h.CRI()
 	cfg := cri.PodConfig(runtime.NamespaceMode_POD)
 	resp, err := cri.RunPodSandbox(h.Context(time.Minute), &runtime.RunPodSandboxRequest{Config: cfg, RuntimeHandler: "caisson-shim"})

@@ -43,7 +43,7 @@ func TestStockProcesses(t *testing.T) {
 	pod := cri.RunPod(cfg)
 	cri.RunContainer(pod, cfg, cri.ContainerConfig("a", "exec sleep 1000"))
 	cri.RunContainer(pod, cfg, cri.ContainerConfig("b", "exec sleep 1000"))
-	expectProcesses(t, h, map[string]int{"caissond": 1, "containerd": 1, "caisson-monitor": 2})
+	expectProcesses(t, h, map[string]int{"caissond": 1, "keeper": 1, "containerd": 1, "caisson-monitor": 2})
 
 	images, err := cri.Images.ListImages(h.Context(time.Minute), &runtime.ListImagesRequest{})
 	if err != nil {
@@ -121,7 +121,7 @@ func TestStockShimSandboxer(t *testing.T) {
 				t.Errorf("the containers see different pods:\n%s\n%s", one, two)
 			}
 			cri.Remove(resp.PodSandboxId)
-			expectProcesses(t, h, map[string]int{"caissond": 1, "containerd": 1})
+			expectProcesses(t, h, map[string]int{"caissond": 1, "keeper": 1, "containerd": 1})
 			if left := stateFiles(t, h); len(left) > 0 {
 				t.Errorf("left in the state directory: %q", left)
 			}

@@ -74,7 +74,7 @@ func smokeCRI(t *testing.T, opts daemon.Options) {
 	id := cri.RunContainer(pod, cfg, one)
 	checkContainer(t, h, cri, cfg, pod, id)
 	checkLogs(t, h, cri, cfg, id)
-	expectProcesses(t, h, map[string]int{"caissond": 1, opts.Containerd: 1, "caisson-monitor": 2})
+	expectProcesses(t, h, map[string]int{"caissond": 1, "keeper": 1, opts.Containerd: 1, "caisson-monitor": 2})
 	stopPod(t, h, cri, cfg, pod, id)
 }
 

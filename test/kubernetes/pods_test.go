@@ -59,10 +59,8 @@ func testStaticPods(t *testing.T, engine string) {
 	t.Run("KubeletCrash", k.testKubeletCrash)
 	if h.Stock() {
 		t.Run("ContainerdCrash", k.testContainerdCrash)
-		t.Run("DaemonLoss", k.testDaemonLoss)
-	} else {
-		t.Run("DaemonCrash", k.testDaemonCrash)
 	}
+	t.Run("DaemonCrash", k.testDaemonCrash)
 	// Last: the daemon that started again is to do it.
 	k.delete(pods...)
 	expectNoHostPort(t)
