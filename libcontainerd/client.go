@@ -185,7 +185,7 @@ func (c *client) NewContainer(ctx context.Context, id string, spec *specs.Spec, 
 	// What an earlier container of the id left is told before the new one's events.
 	l, err := c.open(containers, id, func(l *ledger) {
 		l.containerGone()
-		l.exists()
+		l.made()
 	})
 	if err != nil {
 		ctx, cancel := undoing(ctx)

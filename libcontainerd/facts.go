@@ -51,7 +51,7 @@ func (l *ledger) createdLocked(pid uint32) *run {
 // own: this client made a task, whatever was known of its pid.
 func (l *ledger) own(pid uint32) (r *run) {
 	l.update(func() {
-		l.halfMade = false
+		l.halfMade, l.fresh = false, false
 		l.gone = slices.DeleteFunc(l.gone, func(t tombstone) bool { return t == tombstone{pid: pid} })
 		if r = l.withPidLocked(pid); r == nil || r.init.removed || r.init.pid != pid {
 			r = l.beginLocked(pid) // whose events come after those of the task before
@@ -268,6 +268,15 @@ func (l *ledger) containerGone() {
 			l.removedLocked(r.init)
 		}
 	})
+}
+
+// made: this client made the container. What is found of a task before it makes one
+// is left of an earlier container of the id, whose creation came late.
+func (l *ledger) made() {
+	l.exists()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.fresh = true
 }
 
 // exists: the server has the container. It may have been taken for gone, by a call

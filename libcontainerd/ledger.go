@@ -31,6 +31,7 @@ type ledger struct {
 
 	oldStdio []string // directories of an earlier program
 
+	fresh    bool // this client made the container, and no task of it yet
 	making   int  // calls for a new task that have not returned
 	halfMade bool // one that returned may have made a task that nobody got the news of
 	asking   bool // a goroutine asks for the state
@@ -79,7 +80,7 @@ type process struct {
 	starting bool // its start was asked for, and what came of it is not known yet
 	calling  bool // by a call of this program that has not returned
 	calls    int  // how many such calls began or returned
-	own      bool // this program made the exec
+	own      bool // this program made the exec, or called for the start of the sandbox
 	loaded   bool // an earlier program knew it
 	exit     *exit
 	exited   chan struct{} // closed when exit is set

@@ -344,6 +344,10 @@ func (h *handle) delete(ctx context.Context) (*containerd.ExitStatus, error) {
 // revoke deletes an exec whose start was interrupted; but the server may have come
 // to start it all the same.
 func (h *handle) revoke(ctx context.Context) (started bool, err error) {
+	h.ledger.update(func() { // else that the server knows no such exec would end it
+		h.proc.calling = true
+		h.proc.calls++
+	})
 	wait := retryFirst
 	for {
 		_, err := h.delete(ctx)

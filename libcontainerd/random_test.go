@@ -270,7 +270,7 @@ func randomRound(t *testing.T, seed uint64) {
 	dir := t.TempDir()
 	events := &eventtest.Log{Next: &moody{random: rand.New(rand.NewPCG(seed, 2))}}
 	prog := &program{next: events, last: map[string][]eventtest.Event{}}
-	ctx, cancel := context.WithTimeout(testContext(), 3*time.Minute)
+	ctx, cancel := context.WithTimeout(testContext(), time.Minute)
 	defer cancel()
 
 	fifos := &pipes{}

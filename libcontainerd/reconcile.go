@@ -143,8 +143,8 @@ func (p *process) stoppedLocked(state *tasktypes.Process) {
 
 // observe writes down the state of the container's task and returns its run; nil:
 // the state is out of date. One that has stopped had started, unless the client
-// knows that nobody asked for that: not of a task that it knew, nor of one that its
-// own call made and has no answer of.
+// knows that nobody asked for that: not of a task that it knew, of one that its own
+// call made and has no answer of, nor of any before its first.
 func (l *ledger) observe(before view, state *tasktypes.Process) (r *run) {
 	l.update(func() {
 		if r = l.withPidLocked(state.Pid); r == nil {
@@ -163,7 +163,7 @@ func (l *ledger) observe(before view, state *tasktypes.Process) (r *run) {
 				r.paused = state.Status != tasktypes.Status_RUNNING
 			}
 		case state.Status == tasktypes.Status_STOPPED:
-			if !known && !l.halfMade && l.making == 0 || p.starting {
+			if !known && !l.fresh && !l.halfMade && l.making == 0 || p.starting {
 				p.startedLocked(state.Pid)
 			}
 			p.stoppedLocked(state)
@@ -233,7 +233,7 @@ func (c *client) reconcileForeign(ctx context.Context, l *ledger, r *run) error 
 
 // reconcileSandbox asks for a sandbox's state. One that has ended, and whose start
 // may have been this program's doing, had started; those who wait learn its exit. One
-// that does not run may be about to, if its start got no answer.
+// that does not run may be about to, if this program's call got no answer.
 func (c *client) reconcileSandbox(ctx context.Context, l *ledger) error {
 	var before asked
 	l.sandbox(func(p *process) { before = asked{p, p.calls} })
@@ -250,6 +250,9 @@ func (c *client) reconcileSandbox(ctx context.Context, l *ledger) error {
 			p.startedLocked(st.Pid)
 		default:
 			p.added = true
+			if before.idleLocked() && !p.own {
+				p.starting = false
+			}
 		}
 	})
 	return nil

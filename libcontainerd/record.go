@@ -25,6 +25,7 @@ const (
 // record is what a ledger keeps for the next start of the program.
 type record struct {
 	Version  int
+	Fresh    bool `json:",omitempty"` // this program made the container, and no task of it yet
 	HalfMade bool `json:",omitempty"` // a task was asked for, and there is no answer
 	Runs     []runRecord
 }
@@ -54,7 +55,7 @@ func (l *ledger) save() error {
 	l.saving.Lock()
 	defer l.saving.Unlock()
 	l.mu.Lock()
-	rec := record{Version: recordVersion, HalfMade: l.halfMade || l.making > 0}
+	rec := record{Version: recordVersion, Fresh: l.fresh, HalfMade: l.halfMade || l.making > 0}
 	for _, r := range l.runs {
 		run := runRecord{Init: r.init.record(), Paused: r.pausedTold, OOM: r.oom || l.waitsLocked(r, EventOOM), OOMTold: r.oomTold}
 		for _, p := range r.execs {
@@ -101,7 +102,7 @@ func (l *ledger) load() error {
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.runs, l.oldStdio, l.halfMade = runs, old, rec.HalfMade
+	l.runs, l.oldStdio, l.halfMade, l.fresh = runs, old, rec.HalfMade, rec.Fresh
 	return nil
 }
 

@@ -60,7 +60,7 @@ func (c *client) NewSandbox(ctx context.Context, sb sandbox.Sandbox, opts ...san
 	l, err := c.open(sandboxes, sb.ID, func(l *ledger) {
 		l.containerGone()
 		l.exists()
-		l.sandbox(func(*process) {})
+		l.update(func() { l.beginLocked(0).init.calling = true }) // the server does not know it yet
 	})
 	if err != nil {
 		return nil, undo(err)
@@ -77,7 +77,10 @@ func (c *client) NewSandbox(ctx context.Context, sb sandbox.Sandbox, opts ...san
 		l.containerGone()
 		return nil, undo(err)
 	}
-	l.sandbox(func(p *process) { p.added = true })
+	l.sandbox(func(p *process) {
+		p.added, p.calling = true, false
+		p.calls++
+	})
 	return &sandboxHandle{client: c, ledger: l, controller: controller}, nil
 }
 
@@ -132,7 +135,10 @@ func (s *sandboxHandle) Start(ctx context.Context) error {
 	}
 	defer end()
 	var p *process
-	s.ledger.sandbox(func(current *process) { p = current })
+	s.ledger.sandbox(func(current *process) {
+		p = current
+		p.own = true
+	})
 	before := s.ledger.starting(p)
 	defer s.ledger.returned(p)
 	// Should this program be killed now, the next one asks whether it started.
