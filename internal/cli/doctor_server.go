@@ -23,9 +23,10 @@ import (
 
 const shimName = "containerd-shim-caisson-v2"
 
-// checkDaemon asks whether caissond runs, with its own engine or without.
+// checkDaemon asks whether caissond runs, with its own engine or without. Of its
+// sockets, only the shim binary's always ends with it.
 func (d *doctor) checkDaemon(ctx context.Context) {
-	socket := filepath.Join(d.cfg.State, "sandboxer.sock")
+	socket := filepath.Join(d.cfg.State, "shim.sock")
 	switch err := dialUnix(ctx, socket); {
 	case err == nil:
 		d.ok("caissond", "answers at %s", socket)

@@ -6,9 +6,11 @@ import (
 	"io"
 	"net"
 	"os"
+	"runtime"
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/proto"
@@ -480,6 +482,34 @@ func TestIdle(t *testing.T) {
 	}
 	if pages := st.Sys().(*syscall.Stat_t).Blocks * 512 / int64(os.Getpagesize()); pages > 2 {
 		t.Errorf("%d pages", pages)
+	}
+	if err := k.Close(testContext(t)); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestManyIdle: adopting connections starts nothing that runs, and takes little time.
+func TestManyIdle(t *testing.T) {
+	const n = 500
+	r := newRig(t)
+	k := r.open()
+	r.l = r.listen(k)
+	for range n {
+		client := r.dial()
+		send(t, client, call(1, "Wait", nil))
+		expectCall(t, accept(t, r.l), 1, "Wait", false)
+	}
+	kill(k)
+	before := runtime.NumGoroutine()
+	start := time.Now()
+	k = r.open()
+	t.Logf("%d connections were taken over in %v", n, time.Since(start))
+	l := r.listen(k)
+	for range n {
+		expectCall(t, accept(t, l), 1, "Wait", true)
+	}
+	if now := runtime.NumGoroutine(); now > before+4 { // for the keeper, not for connections
+		t.Errorf("%d goroutines, %d before", now, before)
 	}
 	if err := k.Close(testContext(t)); err != nil {
 		t.Error(err)

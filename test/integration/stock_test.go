@@ -81,7 +81,7 @@ func TestStockDoctor(t *testing.T) {
 		t.Errorf("exit code %d:\n%s%s", res.Code, res.Stdout, res.Stderr)
 	}
 	for _, line := range []string{
-		"ok    caissond             answers at " + h.State + "/sandboxer.sock\n",
+		"ok    caissond             answers at " + h.State + "/shim.sock\n",
 		"ok    containerd           ",
 		"ok    containerd plugin    sandboxer \"caisson\"\n",
 		"ok    CRI handler caisson  sandboxer \"caisson\"\n",
@@ -98,6 +98,11 @@ func TestStockDoctor(t *testing.T) {
 	if res.Code != 1 || !strings.Contains(res.Stdout, "fail  containerd plugin    sandboxer \"caisson\" is expected at "+h.State) ||
 		!strings.Contains(res.Stdout, "-> print it again: caisson config containerd --state "+h.Dir+"/elsewhere\n") {
 		t.Errorf("with another state directory: exit code %d:\n%s%s", res.Code, res.Stdout, res.Stderr)
+	}
+	// The keeper of connections does not count as a daemon.
+	h.Crash()
+	if res = h.TryCaisson(append(args, "--state", h.State)...); !strings.Contains(res.Stdout, "does not run: nothing answers at "+h.State+"/shim.sock") {
+		t.Errorf("without a daemon: exit code %d:\n%s%s", res.Code, res.Stdout, res.Stderr)
 	}
 }
 
