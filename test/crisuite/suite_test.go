@@ -3,15 +3,9 @@ package crisuite
 import (
 	"context"
 	"errors"
-	"flag"
 	"fmt"
 	"os"
-	"os/exec"
-	"os/signal"
-	"strings"
-	"syscall"
 	"testing"
-	"time"
 
 	"caisson/test/apart"
 	"caisson/test/daemon"
@@ -92,82 +86,47 @@ func (s *server) shared(err error, reason string) {
 	s.t.Skipf("left out: %s: %v", reason, err)
 }
 
-func TestMain(m *testing.M) {
-	flag.Parse()
-	if os.Getuid() != 0 || flag.Lookup("test.list").Value.String() != "" {
-		os.Exit(m.Run())
-	}
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	code, err := run(ctx, m)
-	stop()
-	if exit := (*exec.ExitError)(nil); errors.As(err, &exit) {
-		code = exit.ExitCode()
-	} else if err != nil {
-		fmt.Fprintln(os.Stderr, "crisuite: FAILED:", err)
-		code = max(code, 1)
-	}
-	os.Exit(code)
-}
+func TestMain(m *testing.M) { apart.Main(m, begin) }
 
-func run(ctx context.Context, m *testing.M) (code int, err error) {
-	if inside, err := apart.Run(ctx); !inside || err != nil {
-		return 0, err
-	}
+// begin starts the servers, and a registry that they pull from.
+func begin(ctx context.Context) (end func(context.Context, bool) error, err error) {
 	mirrors, err := os.MkdirTemp("", "mirrors")
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
-	defer os.RemoveAll(mirrors)
+	var started []*daemon.Daemon
+	stop := func() error { return nil }
+	end = func(ctx context.Context, failed bool) error {
+		var errs []error
+		for _, d := range started {
+			errs = append(errs, d.End(ctx, failed))
+		}
+		return errors.Join(append(errs, stop(), os.RemoveAll(mirrors))...)
+	}
 	r := registry.New()
 	if err := fill(r); err != nil {
-		return 0, err
+		return end, err
 	}
-	stop, err := r.Serve(mirrors)
+	closed, err := r.Serve(mirrors)
 	if err != nil {
-		return 0, err
+		return end, err
 	}
-	defer stop()
-
+	stop = closed
 	opts = daemon.Options{HostPorts: true, EngineConfig: fmt.Sprintf(config, mirrors, pauseImage)}
-	var started []*daemon.Daemon
 	for _, engine := range []string{daemon.EngineEmbedded, daemon.EngineStock} {
 		opts.Engine = engine
-		d, startErr := daemon.New(opts)
-		if startErr == nil {
-			started = append(started, d)
-			startErr = d.Start(ctx)
+		d, err := daemon.New(opts)
+		if err != nil {
+			return end, err
 		}
-		err = errors.Join(err, startErr)
-	}
-	if err == nil {
-		// The reference is the same containerd, with another handler.
-		running = map[string]*daemon.Daemon{embedded: started[0], stock: started[1], reference: started[1]}
-		ended := make(chan int, 1)
-		go func() { ended <- m.Run() }()
-		select {
-		case code = <-ended:
-		case <-ctx.Done():
-			err = ctx.Err() // the specs fail with their servers
+		started = append(started, d)
+		if err := d.Start(ctx); err != nil {
+			return end, err
 		}
 	}
-	for _, d := range started {
-		err = errors.Join(err, end(context.WithoutCancel(ctx), d, code != 0))
-	}
-	return code, err
-}
-
-// end stops a server and says what it left, and after a failure what it logged.
-func end(ctx context.Context, d *daemon.Daemon, failed bool) error {
-	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
-	defer cancel()
-	if failed && os.Getenv("CAISSON_TEST_LOGS") != "" {
-		fmt.Printf("log of caissond:\n%s\nlog of containerd:\n%s\n", d.LogTail(1<<20), d.ContainerdLogTail(1<<20))
-	}
-	left, err := d.Close(ctx)
-	if len(left) > 0 {
-		err = errors.Join(err, fmt.Errorf("left behind:\n  %s", strings.Join(left, "\n  ")))
-	}
-	return err
+	// The reference is the same containerd, with another handler.
+	running = map[string]*daemon.Daemon{embedded: started[0], stock: started[1], reference: started[1]}
+	return end, nil
 }
 
 // config is containerd's. The handler caisson needs no pause image, runc does.

@@ -15,6 +15,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -245,6 +246,21 @@ func (d *Daemon) Close(ctx context.Context) (left []string, err error) {
 		}))
 	}
 	return left, errors.Join(append(errs, os.RemoveAll(d.Dir))...)
+}
+
+// End is Close at the end of a test program: what is left is an error. If a test
+// failed and CAISSON_TEST_LOGS is set, it prints the logs.
+func (d *Daemon) End(ctx context.Context, failed bool) error {
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
+	defer cancel()
+	if failed && os.Getenv("CAISSON_TEST_LOGS") != "" {
+		fmt.Printf("log of caissond:\n%s\nlog of containerd:\n%s\n", d.LogTail(1<<20), d.ContainerdLogTail(1<<20))
+	}
+	left, err := d.Close(ctx)
+	if len(left) > 0 {
+		err = errors.Join(err, fmt.Errorf("left behind:\n  %s", strings.Join(left, "\n  ")))
+	}
+	return err
 }
 
 // leftBehind looks at the kernel and the shared directories, a while for what

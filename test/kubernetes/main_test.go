@@ -21,23 +21,16 @@ const programsEnv = "CAISSON_TEST_KUBERNETES"
 var engines = []string{daemon.EngineEmbedded, daemon.EngineStock}
 
 func TestMain(m *testing.M) {
-	if os.Getenv(programsEnv) == "" || os.Getuid() != 0 {
+	if os.Getenv(programsEnv) == "" {
 		os.Exit(m.Run()) // the tests say what they lack
 	}
-	inside, err := apart.Run(context.Background())
-	code := 0
-	if inside && err == nil {
-		var restore func() error
-		if restore, err = prepareHost(); err == nil {
-			code = m.Run()
-			err = restore()
+	apart.Main(m, func(context.Context) (func(context.Context, bool) error, error) {
+		restore, err := prepareHost()
+		if err != nil {
+			return nil, err
 		}
-	}
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "test/kubernetes:", err)
-		code = 1
-	}
-	os.Exit(code)
+		return func(context.Context, bool) error { return restore() }, nil
+	})
 }
 
 func needPrograms(t *testing.T) {

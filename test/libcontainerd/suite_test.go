@@ -3,14 +3,8 @@ package libcontainerd
 import (
 	"context"
 	"errors"
-	"flag"
-	"fmt"
 	"os"
-	"os/exec"
-	"os/signal"
-	"strings"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
 
@@ -143,51 +137,15 @@ var restarts = []struct {
 }
 
 func TestMain(m *testing.M) {
-	flag.Parse()
-	if os.Getuid() != 0 || flag.Lookup("test.list").Value.String() != "" {
-		os.Exit(m.Run())
-	}
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	code, err := run(ctx, m)
-	stop()
-	if exit := (*exec.ExitError)(nil); errors.As(err, &exit) {
-		code = exit.ExitCode()
-	} else if err != nil {
-		fmt.Fprintln(os.Stderr, "libcontainerd: FAILED:", err)
-		code = max(code, 1)
-	}
-	os.Exit(code)
+	apart.Main(m, func(context.Context) (func(context.Context, bool) error, error) { return endShared, nil })
 }
 
-func run(ctx context.Context, m *testing.M) (code int, err error) {
-	if inside, err := apart.Run(ctx); !inside || err != nil {
-		return 0, err
-	}
-	ended := make(chan int, 1)
-	go func() { ended <- m.Run() }()
-	select {
-	case code = <-ended:
-	case <-ctx.Done():
-		err = ctx.Err() // the specs fail with their servers
-	}
+func endShared(ctx context.Context, failed bool) error {
 	shared.mu.Lock()
 	defer shared.mu.Unlock()
+	var errs []error
 	for _, d := range shared.started {
-		err = errors.Join(err, end(context.WithoutCancel(ctx), d, code != 0))
+		errs = append(errs, d.End(ctx, failed))
 	}
-	return code, err
-}
-
-// end stops a server and says what it left, and after a failure what it logged.
-func end(ctx context.Context, d *daemon.Daemon, failed bool) error {
-	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
-	defer cancel()
-	if failed && os.Getenv("CAISSON_TEST_LOGS") != "" {
-		fmt.Printf("log of caissond:\n%s\nlog of containerd:\n%s\n", d.LogTail(1<<20), d.ContainerdLogTail(1<<20))
-	}
-	left, err := d.Close(ctx)
-	if len(left) > 0 {
-		err = errors.Join(err, fmt.Errorf("left behind:\n  %s", strings.Join(left, "\n  ")))
-	}
-	return err
+	return errors.Join(errs...)
 }

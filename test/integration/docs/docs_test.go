@@ -6,7 +6,6 @@ package docs
 import (
 	"context"
 	"errors"
-	"fmt"
 	"net"
 	"os"
 	"os/exec"
@@ -31,21 +30,7 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	if os.Getuid() != 0 {
-		os.Exit(m.Run()) // the tests say what they lack
-	}
-	inside, err := apart.Run(context.Background())
-	code := 0
-	if inside && err == nil {
-		if err = ownDirectories(); err == nil {
-			code = m.Run()
-		}
-	}
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "test/integration/docs:", err)
-		code = 1
-	}
-	os.Exit(code)
+	apart.Main(m, func(context.Context) (func(context.Context, bool) error, error) { return nil, ownDirectories() })
 }
 
 // ownDirectories gives this mount namespace its own of what the servers write to.
