@@ -303,3 +303,30 @@ func TestAbandonedByCRI(t *testing.T) {
 		}
 	}
 }
+
+// TestUnbornContainer: a daemon that was killed before it wrote down the first word
+// of a container leaves nothing that is in the way of the next one.
+func TestUnbornContainer(t *testing.T) {
+	r := newRig(t)
+	r.run("sb", &api.Options{})
+	for _, files := range [][]string{nil, {"container.json.new"}} {
+		r.close()
+		dir := r.path("sb", "t", "c")
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		for _, name := range files {
+			if err := os.WriteFile(filepath.Join(dir, name), []byte("{"), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		r.open()
+		r.container("sb", "c", "exit 3")
+		if exit := r.wait("sb", "c"); exit.Status != 3 {
+			t.Errorf("exit %+v", exit)
+		}
+		if _, err := r.tasks("sb").Delete(r.ctx(), "c", ""); err != nil {
+			t.Fatal(err)
+		}
+	}
+}

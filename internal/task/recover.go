@@ -60,6 +60,9 @@ func (s *Set) Load(ctx context.Context, host isolation.Host) error {
 		}
 		fault.Point("task:load")
 		c, err := s.loadContainer(name)
+		if errdefs.IsNotFound(err) && s.removeUnborn(name) == nil {
+			continue
+		}
 		if err != nil {
 			// Kept for a person to look at: never remove what cannot be read.
 			log.G(ctx).WithError(err).WithField("container_id", name).Error("container not loaded")
@@ -71,6 +74,16 @@ func (s *Set) Load(ctx context.Context, host isolation.Host) error {
 	s.killStrays(ctx, host, known, unread)
 	s.loaded(unread)
 	return nil
+}
+
+// removeUnborn removes the directory of a container of which the last daemon had not
+// written the first record, and nothing else.
+func (s *Set) removeUnborn(id string) error {
+	err := os.Remove(filepath.Join(s.dir(id), "container.json"+statefile.TempSuffix))
+	if err == nil || errors.Is(err, os.ErrNotExist) {
+		err = os.Remove(s.dir(id))
+	}
+	return err
 }
 
 // loaded ends Withhold.
