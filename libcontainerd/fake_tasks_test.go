@@ -86,3 +86,31 @@ func (f *conn) exists(id, exec string) error {
 		return err
 	})
 }
+
+// spoil has the next start of an exec be interrupted.
+func (f *fake) spoil() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.spoils = 1
+}
+
+func (f *fake) startLocked(r *tasks.StartRequest, p *fakeProcess) {
+	p.status, p.started = tasktypes.Status_RUNNING, true
+	if r.ExecID == "" {
+		f.publishLocked("/tasks/start", &apievents.TaskStart{ContainerID: r.ContainerID, Pid: p.pid})
+		return
+	}
+	f.nextPid++
+	p.pid = f.nextPid
+	f.publishLocked("/tasks/exec-started", &apievents.TaskExecStarted{ContainerID: r.ContainerID, ExecID: r.ExecID, Pid: p.pid})
+}
+
+// startLate does what a request that nobody waits for any more asked for.
+func (f *fake) startLate(r *tasks.StartRequest, p *fakeProcess) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	t := f.tasks[r.ContainerID]
+	if t != nil && t.status == tasktypes.Status_RUNNING && t.execs[r.ExecID] == p && p.status == tasktypes.Status_CREATED {
+		f.startLocked(r, p)
+	}
+}

@@ -173,13 +173,6 @@ func (f *fake) lose(share float64) {
 	f.lost = share
 }
 
-// spoil has the next start of an exec be interrupted.
-func (f *fake) spoil() {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.spoils = 1
-}
-
 // other is another program's connection.
 func (f *fake) other() *conn { return &conn{fake: f} }
 
@@ -315,27 +308,6 @@ func (f *conn) Start(_ context.Context, r *tasks.StartRequest, _ ...grpc.CallOpt
 		return nil
 	})
 	return &tasks.StartResponse{Pid: pid}, err
-}
-
-func (f *fake) startLocked(r *tasks.StartRequest, p *fakeProcess) {
-	p.status, p.started = tasktypes.Status_RUNNING, true
-	if r.ExecID == "" {
-		f.publishLocked("/tasks/start", &apievents.TaskStart{ContainerID: r.ContainerID, Pid: p.pid})
-		return
-	}
-	f.nextPid++
-	p.pid = f.nextPid
-	f.publishLocked("/tasks/exec-started", &apievents.TaskExecStarted{ContainerID: r.ContainerID, ExecID: r.ExecID, Pid: p.pid})
-}
-
-// startLate does what a request that nobody waits for any more asked for.
-func (f *fake) startLate(r *tasks.StartRequest, p *fakeProcess) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	t := f.tasks[r.ContainerID]
-	if t != nil && t.status == tasktypes.Status_RUNNING && t.execs[r.ExecID] == p && p.status == tasktypes.Status_CREATED {
-		f.startLocked(r, p)
-	}
 }
 
 // end lets a process exit. The exits of a container's execs may be published after

@@ -61,8 +61,9 @@ type Process interface {
 	// Kill sends the signal. NotFound: the process has exited or never was.
 	// Repeating it sends another signal.
 	Kill(ctx context.Context, signal syscall.Signal) error
-	// Resize sets the size of the process's terminal, in characters. It may be
-	// repeated.
+	// Resize sets the size of the process's terminal, in characters. NotFound: the
+	// process is gone; other refusals, as of a process without a terminal, have the
+	// server's class. It may be repeated.
 	Resize(ctx context.Context, width, height uint32) error
 	// Delete removes the process that has exited, and its FIFOs, and returns how it
 	// exited. FailedPrecondition: it runs. It may be repeated after ErrUnavailable;
@@ -71,9 +72,10 @@ type Process interface {
 }
 
 // Client makes and finds containers and sandboxes. Its methods may be called at
-// the same time.
+// the same time. After Close all return ErrClosed, which is a FailedPrecondition, as
+// do those of what the client made.
 type Client interface {
-	// Version is the server's.
+	// Version is the server's. It may be repeated.
 	Version(ctx context.Context) (containerd.Version, error)
 	// LoadContainer returns a container that exists, and lets the backend know what
 	// it missed of it. NotFound: there is none; what the backend was owed when the
@@ -82,14 +84,16 @@ type Client interface {
 	LoadContainer(ctx context.Context, containerID string) (Container, error)
 	// NewContainer makes a container of the spec; shim is the runtime's name, such
 	// as io.containerd.runc.v2, and runtimeOptions its options or nil.
-	// AlreadyExists: the id is taken. InvalidArgument: the id has characters that
-	// containerd does not allow, or the spec is nil.
+	// AlreadyExists: the id is taken, perhaps by a first attempt that was
+	// ErrUnavailable: LoadContainer finds it then. InvalidArgument: the id has
+	// characters that containerd does not allow, or the spec is nil.
 	NewContainer(ctx context.Context, containerID string, spec *specs.Spec, shim string, runtimeOptions any, opts ...containerd.NewContainerOpts) (Container, error)
 	// LoadSandbox returns a sandbox that exists, as LoadContainer does a container.
 	LoadSandbox(ctx context.Context, sandboxID string) (Sandbox, error)
 	// NewSandbox makes the sandbox and lets its sandboxer create it; if that
-	// fails nothing is left. AlreadyExists: the id is taken. NotFound: there is no
-	// such sandboxer.
+	// fails nothing is left, unless the server does not answer: then the id may be
+	// taken, LoadSandbox finds the sandbox, and Shutdown removes it. AlreadyExists: the
+	// id is taken. NotFound: there is no such sandboxer.
 	NewSandbox(ctx context.Context, sb sandbox.Sandbox, opts ...sandbox.CreateOpt) (Sandbox, error)
 	// Close ends the client and waits for the events that are being told. Containers
 	// run on. It may be repeated.
@@ -104,12 +108,15 @@ type Container interface {
 	// task. ResourceExhausted: the backend is too far behind. It may be repeated
 	// after ErrUnavailable: what the first attempt left is removed before.
 	NewTask(ctx context.Context, checkpointDir string, withStdin bool, attachStdio StdioCallback) (Task, error)
-	// Start is NewTask and the task's Start in one; if that fails no task is left.
+	// Start is NewTask and the task's Start in one, with the errors of both; if that
+	// fails no task is left, unless the server does not answer. It may be repeated as
+	// NewTask.
 	Start(ctx context.Context, checkpointDir string, withStdin bool, attachStdio StdioCallback) (Task, error)
-	// Task returns the container's task. NotFound: it has none.
+	// Task returns the container's task. NotFound: it has none. It may be repeated.
 	Task(ctx context.Context) (Task, error)
 	// AttachTask is Task, and connects to the task's stdio again, after a restart of
-	// the calling program. Only one reader may be connected to a task.
+	// the calling program. Only one reader may be connected to a task. NotFound: it has
+	// none. What attachStdio returns as an error is returned, and nothing is connected.
 	AttachTask(ctx context.Context, attachStdio StdioCallback) (Task, error)
 	// Delete removes the container's metadata and its directory.
 	// FailedPrecondition: it has a task. NotFound: it is gone, which is what a
@@ -121,23 +128,28 @@ type Container interface {
 type Task interface {
 	Process
 	// Start lets the process run. It may be repeated after ErrUnavailable, and is
-	// done if the first attempt was.
+	// done if the first attempt was. NotFound: the task is gone; what keeps the process
+	// from starting has the server's class.
 	Start(ctx context.Context) error
-	// Pause stops the container's processes until Resume. It may be repeated after
-	// ErrUnavailable; FailedPrecondition then says that it is paused.
+	// Pause stops the container's processes until Resume. FailedPrecondition: they do
+	// not run. It may be repeated after ErrUnavailable; FailedPrecondition then says
+	// that it is paused. NotFound: the task is gone.
 	Pause(ctx context.Context) error
-	// Resume lets them go on.
+	// Resume lets them go on. It may be repeated; the refusal of a container that is
+	// not paused has the server's class. NotFound: the task is gone.
 	Resume(ctx context.Context) error
-	// Stats reads the container's cgroup. NotFound: the task is gone.
+	// Stats reads the container's cgroup. NotFound: the task is gone. It may be
+	// repeated.
 	Stats(ctx context.Context) (*Stats, error)
-	// Pids lists the container's processes.
+	// Pids lists the container's processes. NotFound: the task is gone. It may be
+	// repeated.
 	Pids(ctx context.Context) ([]containerd.ProcessInfo, error)
-	// Summary lists the container's processes with the execs they belong to.
+	// Summary is Pids with the execs that the processes belong to.
 	Summary(ctx context.Context) ([]Summary, error)
 	// ForceDelete kills what runs in the container, waits for it and deletes the
 	// task. It may be repeated; a task that is gone is no error.
 	ForceDelete(ctx context.Context) error
-	// Status asks for the task's state. NotFound: it is gone.
+	// Status asks for the task's state. NotFound: it is gone. It may be repeated.
 	Status(ctx context.Context) (containerd.Status, error)
 	// Exec starts a further process in the container. AlreadyExists: the id is
 	// taken. FailedPrecondition: the container does not run. ResourceExhausted: the
@@ -146,36 +158,43 @@ type Task interface {
 	// repetition says AlreadyExists.
 	Exec(ctx context.Context, processID string, spec *specs.Process, withStdin bool, attachStdio StdioCallback) (Process, error)
 	// UpdateResources sets the limits of the container's cgroup; what is nil stays.
-	// It may be repeated.
+	// NotFound: the task is gone; what the kernel refuses has the server's class. It
+	// may be repeated.
 	UpdateResources(ctx context.Context, resources *Resources) error
 	// CreateCheckpoint writes the state of the processes into the directory, which
-	// it makes; with exit they end. It needs CRIU on the server.
+	// it makes; with exit they end. It needs CRIU on the server, whose refusals have the
+	// server's class. NotFound: the task is gone. After an error the directory may have
+	// a part of it; the call may be repeated while the processes run.
 	CreateCheckpoint(ctx context.Context, checkpointDir string, exit bool) error
 }
 
 // Sandbox is a group of containers that share a network, IPC and resources.
-// Servers without a sandboxer for it answer NotFound or NotImplemented.
+// Servers without a sandboxer for it answer NotFound or NotImplemented; NotFound is
+// also what each method but Shutdown says of a sandbox that is gone.
 type Sandbox interface {
 	ID() string
 	// Start lets the sandbox's containers be created. FailedPrecondition: it has
-	// been started.
+	// been started, which is what a repetition after ErrUnavailable may find. A
+	// sandboxer may remove a sandbox that it cannot start.
 	Start(ctx context.Context) error
 	// Stop ends everything in the sandbox, gently for the time given. It may be
 	// repeated.
 	Stop(ctx context.Context, timeout time.Duration) error
-	// Wait returns how the sandbox ended, once it has.
+	// Wait returns how the sandbox ended, once it has. It may be repeated.
 	Wait(ctx context.Context) (*containerd.ExitStatus, error)
-	// Status asks the sandboxer for the state, with details if verbose.
+	// Status asks the sandboxer for the state, with details if verbose. It may be
+	// repeated.
 	Status(ctx context.Context, verbose bool) (sandbox.ControllerStatus, error)
-	// Metrics reads the cgroup of the sandbox.
+	// Metrics reads the cgroup of the sandbox. It may be repeated.
 	Metrics(ctx context.Context) (*Stats, error)
 	// Update changes the fields of the record named by the paths, such as
-	// "labels.tier" or "extensions", and lets the sandboxer follow.
+	// "labels.tier" or "extensions", and lets the sandboxer follow. InvalidArgument:
+	// the path of a field that cannot change. It may be repeated.
 	Update(ctx context.Context, sb sandbox.Sandbox, fields ...string) error
 	// Shutdown removes the sandbox, whatever its state, and its record. It may be
 	// repeated, and a sandbox that is gone is no error.
 	Shutdown(ctx context.Context) error
-	// NewContainer makes a container that runs in the sandbox.
+	// NewContainer is the client's, for a container that runs in the sandbox.
 	NewContainer(ctx context.Context, containerID string, spec *specs.Spec, shim string, runtimeOptions any, opts ...containerd.NewContainerOpts) (Container, error)
 }
 
