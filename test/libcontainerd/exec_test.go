@@ -43,8 +43,10 @@ func TestExec(t *testing.T) {
 			}
 			want = append(want, "exec-added "+name, "exec-started "+name, fmt.Sprintf("exit %s %d", name, code))
 		}
-		p, err := task.Exec(e.ctx(), "killed", command("sleep", "1000"), false, discard)
+		var con console
+		p, err := task.Exec(e.ctx(), "killed", shell("echo ready; exec sleep 1000"), false, con.attach)
 		must(t, "Exec", err)
+		must(t, "output", con.await(e.ctx(), "ready")) // until then it is runc, which ignores the signal
 		_, err = p.Delete(e.ctx())
 		refused(t, "deleting an exec that runs", err, errdefs.ErrFailedPrecondition)
 		must(t, "Kill", p.Kill(e.ctx(), syscall.SIGUSR1))
