@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 
@@ -292,10 +293,8 @@ func TestAbandonedByCRI(t *testing.T) {
 			r.open()
 		} else {
 			for _, id := range []string{"created", "started"} {
-				r.eventually(id+" is removed", func() bool {
-					_, err := os.Stat(filepath.Join(r.path(id), "sandbox.json"))
-					return os.IsNotExist(err)
-				})
+				// Not asked for by Status, which would claim it.
+				r.eventually(id+" is removed", func() bool { return !slices.Contains(r.ids(), id) })
 			}
 		}
 		if st, err := r.ctl.Status(r.ctx(), "known", false); err != nil || st.State != stateReady {

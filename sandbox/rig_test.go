@@ -131,6 +131,8 @@ func (r *rig) clear() {
 }
 
 func (r *rig) ids() []string {
+	r.ctl.mu.Lock()
+	defer r.ctl.mu.Unlock()
 	var ids []string
 	for k := range r.ctl.boxes {
 		ids = append(ids, k.id)
