@@ -92,6 +92,9 @@ type boxRecord struct {
 	// Unclaimed is set until CRI shows that it knows of the sandbox's start: by
 	// asking for it.
 	Unclaimed bool `json:",omitempty"`
+	// Removing is set once the sandbox is being removed: what is left of it then is
+	// nobody's any more.
+	Removing bool `json:",omitempty"`
 	// NoFiles is set for a record that outlived its directory: the host restarted.
 	NoFiles bool
 
@@ -216,6 +219,22 @@ func (b *box) move(to State, change func(*boxRecord)) error {
 		return err
 	}
 	log.G(b.context()).WithField("state", to).Debug("sandbox changed state")
+	return nil
+}
+
+// note is move for what is a fact. One that cannot be written is logged and kept in
+// memory: a full file system must not keep what fills it from being removed. The
+// next daemon would find it out anew.
+func (b *box) note(to State, change func(*boxRecord)) error {
+	err := b.move(to, change)
+	if err == nil || errdefs.IsFailedPrecondition(err) {
+		return err
+	}
+	log.G(b.context()).WithError(err).Error("record the state of a sandbox")
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.rec.State = to
+	change(&b.rec)
 	return nil
 }
 

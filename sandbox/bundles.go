@@ -139,7 +139,7 @@ func (c *Controller) bundleGone(k key) {
 // insist tries something that nobody asked for until it is done. attempt is called
 // with op held.
 func (b *box) insist(what string, attempt func(context.Context) error) {
-	for {
+	for pause := 50 * time.Millisecond; ; pause = min(2*pause, insistPause) {
 		select {
 		case b.op <- struct{}{}:
 		case <-b.c.closed:
@@ -154,7 +154,7 @@ func (b *box) insist(what string, attempt func(context.Context) error) {
 		}
 		log.G(b.context()).WithError(err).Error(what)
 		select {
-		case <-time.After(insistPause):
+		case <-time.After(pause):
 		case <-b.c.closed:
 			return
 		}

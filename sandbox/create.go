@@ -60,8 +60,12 @@ func (c *Controller) Create(ctx context.Context, sb core.Sandbox, opts ...core.C
 	defer b.unlock()
 	var steps undo.Stack
 	defer func() {
-		if err != nil {
-			err = errors.Join(err, steps.Run(ctx))
+		if err == nil {
+			return
+		}
+		if uerr := steps.Run(ctx); uerr != nil {
+			err = errors.Join(err, uerr)
+			c.background(func() { b.insist("undo the creation of a sandbox", b.undoLeft) })
 		}
 	}()
 	steps.Add("reservation", func(context.Context) error { return b.unclaim() })
@@ -135,12 +139,13 @@ func (c *Controller) claim(ctx context.Context, k key) (*box, error) {
 }
 
 // unclaim takes a sandbox that failed to come into being back to what it was
-// before: an endpoint, if it was served, else nothing.
+// before: an endpoint, if a shim had asked for one that is still served, else
+// nothing.
 func (b *box) unclaim() error {
 	b.mu.Lock()
 	served := b.endpoint != nil
 	b.mu.Unlock()
-	if !served {
+	if !served || !b.snapshot().ByShim {
 		return b.forget()
 	}
 	return b.reset()

@@ -16,6 +16,7 @@ import (
 
 	"caisson/internal/fault"
 	"caisson/internal/statefile"
+	"caisson/internal/undo"
 )
 
 // loadAtOnce bounds how many sandboxes are taken over at the same time.
@@ -56,7 +57,11 @@ func (c *Controller) Load(ctx context.Context, server Server) error {
 // is, for a person to look at; it does not keep the others from being served.
 func (c *Controller) loadDir(ctx context.Context, dir string) {
 	var rec boxRecord
-	err := statefile.Read(filepath.Join(dir, "sandbox.json"), &rec)
+	read := func() error { return statefile.Read(filepath.Join(dir, "sandbox.json"), &rec) }
+	err := read()
+	if err != nil && !errdefs.IsNotFound(err) {
+		err = undo.Try(ctx, read)
+	}
 	if errdefs.IsNotFound(err) {
 		// The daemon died before the first record or after the last file.
 		err := os.Remove(filepath.Join(dir, "sandbox.json"+statefile.TempSuffix))
@@ -88,10 +93,19 @@ func (c *Controller) loadDir(ctx context.Context, dir string) {
 	// One that hangs must not keep the others from being served.
 	bctx, cancel := context.WithTimeout(b.context(), loadTimeout)
 	defer cancel()
-	if err := b.resume(bctx); err != nil {
+	if err := undo.Try(bctx, func() error { return b.resume(bctx) }); err != nil {
 		log.G(b.context()).WithError(err).WithField("state", rec.State).Error("sandbox not taken over")
+		c.background(func() { b.insist("take over a sandbox", b.resumeLeft) })
 	}
 	b.removeAbandoned()
+}
+
+// resumeLeft is another attempt to take a sandbox over. The caller holds op.
+func (b *box) resumeLeft(ctx context.Context) error {
+	if !b.c.current(b) {
+		return nil // Somebody has removed it.
+	}
+	return b.resume(ctx)
 }
 
 // resume goes on from the state that the last daemon wrote down. The caller
@@ -100,6 +114,9 @@ func (b *box) resume(ctx context.Context) error {
 	state := b.snapshot().State
 	if slices.Contains([]State{Ready, Stopping, Stopped}, state) {
 		b.tasks.Withhold() // until they are loaded
+	}
+	if b.snapshot().Removing {
+		return b.resumeRemoval(ctx)
 	}
 	switch state {
 	case Reserved:
@@ -135,6 +152,16 @@ func (b *box) resume(ctx context.Context) error {
 	}
 }
 
+// resumeRemoval goes on with a removal.
+func (b *box) resumeRemoval(ctx context.Context) error {
+	if b.snapshot().State == Stopped {
+		if err := b.tasks.Load(ctx, nil); err != nil {
+			return err
+		}
+	}
+	return b.remove(ctx)
+}
+
 // resumeStop goes on with a stop. Containers that were given time to end have the
 // rest of it, for which nothing that is to be served can wait.
 func (b *box) resumeStop(ctx context.Context) error {
@@ -161,6 +188,9 @@ func gone(err error) bool { return errdefs.IsNotFound(err) || errdefs.IsUnavaila
 
 // reconnect finds the sandbox's walls and its tasks again.
 func (b *box) reconnect(ctx context.Context) error {
+	if b.instance() != nil {
+		return nil // An attempt to resume failed later than here.
+	}
 	walls, err := b.c.isolation(b.snapshot().Settings.Isolation)
 	if err != nil {
 		return fmt.Errorf("sandbox %q: %w", b.k.id, err)
@@ -215,19 +245,28 @@ func (b *box) undoCreate(ctx context.Context) error {
 	if err := b.removeCgroup(ctx); err != nil {
 		return err
 	}
+	if err := b.unmountFiles(); err != nil {
+		return err
+	}
 	if err := b.deleteRecord(ctx); err != nil {
 		return err
 	}
 	if !b.awaited() {
-		return b.forget()
-	}
-	if err := b.unmountFiles(); err != nil {
-		return err
+		return b.unclaim()
 	}
 	if err := b.reset(); err != nil {
 		return err
 	}
 	return b.listen()
+}
+
+// undoLeft undoes what Create has left, which nobody asks for again. The caller
+// holds op.
+func (b *box) undoLeft(ctx context.Context) error {
+	if !b.c.current(b) || b.snapshot().State != Creating {
+		return nil
+	}
+	return b.undoCreate(ctx)
 }
 
 // loadRecords finds the records whose sandbox has no directory: the host was

@@ -48,7 +48,11 @@ func (c *Controller) Start(ctx context.Context, sandboxID string) (_ core.Contro
 	if err != nil {
 		cctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTimeout)
 		defer cancel()
-		return core.ControllerInstance{}, errors.Join(err, b.remove(cctx))
+		rerr := b.remove(cctx)
+		if rerr != nil {
+			c.background(func() { b.insist("remove a sandbox that did not start", b.removeLeft) })
+		}
+		return core.ControllerInstance{}, errors.Join(err, rerr)
 	}
 	fault.Point("sandbox:started")
 	log.G(ctx).WithField("sandbox_id", sandboxID).Info("sandbox started")
@@ -61,6 +65,14 @@ func (c *Controller) Start(ctx context.Context, sandboxID string) (_ core.Contro
 		Version:   taskVersion,
 		Spec:      spec,
 	}, nil
+}
+
+// removeLeft removes what an attempt to do so has left. The caller holds op.
+func (b *box) removeLeft(ctx context.Context) error {
+	if !b.c.current(b) {
+		return nil // Somebody was faster.
+	}
+	return b.remove(ctx)
 }
 
 // start puts up the walls of a sandbox that is Starting, and makes it Ready.

@@ -23,7 +23,7 @@ const (
 	stopGrace = 10 * time.Second
 	// cleanupTimeout bounds clean-up that no caller waits for.
 	cleanupTimeout = 30 * time.Second
-	// insistPause is between two attempts to clean up when nobody asked.
+	// insistPause is the longest between two attempts to clean up when nobody asked.
 	insistPause = 5 * time.Second
 )
 
@@ -55,7 +55,7 @@ func (b *box) end(ctx context.Context, grace time.Duration, status uint32, reaso
 	case Stopped:
 		return nil
 	case Ready:
-		if err := b.move(Stopping, func(r *boxRecord) {
+		if err := b.note(Stopping, func(r *boxRecord) {
 			r.ExitStatus, r.Reason, r.StopBy = status, reason, time.Now().Add(grace)
 		}); err != nil {
 			return err
@@ -76,7 +76,7 @@ func (b *box) end(ctx context.Context, grace time.Duration, status uint32, reaso
 	if err := b.teardownNetwork(ctx); err != nil {
 		return err
 	}
-	if err := b.move(Stopped, func(r *boxRecord) { r.ExitedAt = time.Now() }); err != nil {
+	if err := b.note(Stopped, func(r *boxRecord) { r.ExitedAt = time.Now() }); err != nil {
 		return err
 	}
 	fault.Point("sandbox:stopped")
@@ -151,7 +151,7 @@ func (b *box) fallen(inst isolation.Instance) {
 
 // endFallen is one attempt of fallen. The caller holds op.
 func (b *box) endFallen(ctx context.Context, inst isolation.Instance) error {
-	if b.instance() != inst {
+	if other := b.instance(); !b.c.current(b) || b.snapshot().State == Stopped || other != nil && other != inst {
 		return nil // A Stop was faster.
 	}
 	reason, status := "its monitor died", uint32(255)
@@ -189,6 +189,7 @@ func (b *box) remove(ctx context.Context) error {
 	switch b.snapshot().State {
 	case Reserved, Creating:
 	default:
+		b.noteRemoval()
 		if err := b.end(ctx, 0, 0, ""); err != nil {
 			return err
 		}
@@ -221,6 +222,19 @@ func (b *box) remove(ctx context.Context) error {
 	b.tasks.Close()
 	b.c.drop(b)
 	return nil
+}
+
+// noteRemoval lets the next daemon finish the removal if this one does not.
+func (b *box) noteRemoval() {
+	rec := b.snapshot()
+	if rec.Removing || rec.NoFiles {
+		return
+	}
+	rec.Removing = true
+	if err := b.save(rec); err != nil {
+		// Room for it is what the removal makes.
+		log.G(b.context()).WithError(err).Warn("record that the sandbox is removed")
+	}
 }
 
 // removeCgroup removes the sandbox's cgroup if it is ours, with whatever is left in it.

@@ -292,16 +292,21 @@ func (c *Conn) write(ctx context.Context, msg, oob []byte) error {
 		return nil
 	case ctx.Err() != nil:
 		return ctx.Err()
-	case errors.Is(err, unix.ETOOMANYREFS):
+	case errors.Is(err, unix.ETOOMANYREFS), errors.Is(err, unix.ENOBUFS), errors.Is(err, unix.ENOMEM):
 		return fmt.Errorf("send: %w: %w", errdefs.ErrResourceExhausted, err)
 	default:
 		return fmt.Errorf("send: %w: %w", errdefs.ErrUnavailable, err)
 	}
 }
 
-// writeMsg waits for the kernel to have memory again: that it has none now says
-// nothing about the monitor.
+// writePatience is how long writeMsg waits for memory.
+const writePatience = 3 * time.Second
+
+// writeMsg waits a while for the kernel to have memory again: that it has none now
+// says nothing about the monitor.
 func (c *Conn) writeMsg(ctx context.Context, msg, oob []byte) error {
+	ctx, cancel := context.WithTimeout(ctx, writePatience)
+	defer cancel()
 	for pause := time.Millisecond; ; pause = min(2*pause, 50*time.Millisecond) {
 		err := fault.Fail("monitor:request", unix.ENOBUFS, unix.ENOMEM)
 		if err == nil {

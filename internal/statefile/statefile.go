@@ -62,6 +62,9 @@ func remove(path string) error {
 // Read fills value from the record at path. NotFound: there is none. DataLoss:
 // there is one that cannot be understood.
 func Read(path string, value any) error {
+	if err := fault.Fail("statefile:read", unix.EMFILE); err != nil {
+		return fmt.Errorf("read %s: %w", path, err)
+	}
 	f, err := os.Open(path)
 	if errors.Is(err, os.ErrNotExist) {
 		return fmt.Errorf("read %s: %w", path, errdefs.ErrNotFound)

@@ -20,6 +20,7 @@ import (
 	"caisson/internal/monitor"
 	"caisson/internal/statefile"
 	"caisson/internal/stdio"
+	"caisson/internal/undo"
 )
 
 // Load fills the set from the run-time directory after a restart of the daemon,
@@ -55,11 +56,16 @@ func (s *Set) Load(ctx context.Context, host isolation.Host) error {
 		if strings.HasPrefix(name, gravePrefix) {
 			if err := s.loadGrave(ctx, name); err != nil {
 				log.G(ctx).WithError(err).WithField("container_id", name[1:]).Error("forget a deleted container")
+				s.retry(func() error { return s.loadGrave(s.context(), name) })
 			}
 			continue
 		}
 		fault.Point("task:load")
-		c, err := s.loadContainer(name)
+		var c *container
+		err := undo.Try(ctx, func() (err error) {
+			c, err = s.loadContainer(name)
+			return err
+		})
 		if errdefs.IsNotFound(err) && s.removeUnborn(name) == nil {
 			continue
 		}
@@ -251,25 +257,18 @@ func (s *Set) settle(ctx context.Context, c *container, known survey) {
 	ctx = log.WithLogger(ctx, log.G(ctx).WithField("container_id", c.ID))
 	if c.init.rec.State == Adding {
 		log.G(ctx).Info("undo the creation that the last daemon did not finish")
-		err := errors.Join(c.Runtime.Delete(ctx, c.ID, c.file("undo.log"), true), c.unmountRootfs())
-		if !s.owes(c.Request) {
-			// Else it is created again, and the reader of its output must not see an end.
-			err = errors.Join(err, c.init.dropKept(ctx))
-		}
+		err := undo.Try(ctx, func() error { return c.undoCreate(ctx) })
 		if err == nil {
-			err = c.bury()
+			return
 		}
-		if err == nil {
-			err = c.removeGrave()
-		}
-		if err != nil {
-			log.G(ctx).WithError(err).Error("undo creation")
-		}
+		// As after a Create that could not be undone: Delete tries again.
+		log.G(ctx).WithError(err).Error("undo creation")
+		s.enter(c)
+		c.init.stop(ctx, unknownExit, time.Now())
+		c.init.finish()
 		return
 	}
-	s.mu.Lock()
-	s.containers[c.ID] = c
-	s.mu.Unlock()
+	s.enter(c)
 	if c.init.rec.State == Created {
 		c.retell(ctx, c.publishCreate)
 	}
@@ -294,6 +293,28 @@ func (s *Set) settle(ctx context.Context, c *container, known survey) {
 	for _, p := range append(c.allExecs(), c.init) {
 		p.resume(ctx, known.alive)
 	}
+}
+
+func (s *Set) enter(c *container) {
+	s.mu.Lock()
+	s.containers[c.ID] = c
+	s.mu.Unlock()
+}
+
+// undoCreate takes back what the last daemon made of a container.
+func (c *container) undoCreate(ctx context.Context) error {
+	err := errors.Join(c.Runtime.Delete(ctx, c.ID, c.file("undo.log"), true), c.unmountRootfs())
+	if !c.set.owes(c.Request) {
+		// Else it is created again, and the reader of its output must not see an end.
+		err = errors.Join(err, c.init.dropKept(ctx))
+	}
+	if err == nil {
+		err = c.bury()
+	}
+	if err == nil {
+		err = c.removeGrave()
+	}
+	return err
 }
 
 // retell publishes what the last daemon wrote down first and may not have told.
@@ -325,8 +346,15 @@ func (p *process) finishStart(ctx context.Context, adopted map[string]monitor.Re
 }
 
 func (c *container) openCgroup(ctx context.Context) {
-	group, err := cgroup.Load(c.init.rec.CgroupPath)
-	if err != nil {
+	var group *cgroup.Group
+	err := undo.Try(ctx, func() (err error) {
+		group, err = cgroup.Load(c.init.rec.CgroupPath)
+		if errdefs.IsNotFound(err) {
+			err = nil // It has ended.
+		}
+		return err
+	})
+	if group == nil {
 		log.G(ctx).WithError(err).Warn("cgroup of a loaded container")
 		return
 	}
@@ -364,7 +392,7 @@ func (p *process) resume(ctx context.Context, alive map[uint64]monitor.Record) {
 		if !rec.Stdio.Terminal {
 			return
 		}
-		if err := p.reopenTerminal(ctx); err != nil {
+		if err := undo.Try(ctx, func() error { return p.reopenTerminal(ctx) }); err != nil {
 			log.G(ctx).WithError(err).Error("terminal of a loaded process")
 		}
 	}

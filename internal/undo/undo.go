@@ -14,6 +14,23 @@ import (
 // timeout bounds the whole clean-up; it runs even if the caller's context ended.
 const timeout = 30 * time.Second
 
+// Try does what nobody will ask for again, up to four times in a quarter of a
+// second: what fails for want of memory, room or descriptors often works a moment
+// later.
+func Try(ctx context.Context, f func() error) error {
+	for pause := 10 * time.Millisecond; ; pause *= 4 {
+		err := f()
+		if err == nil || pause > 200*time.Millisecond {
+			return err
+		}
+		select {
+		case <-time.After(pause):
+		case <-ctx.Done():
+			return err
+		}
+	}
+}
+
 // Stack is a list of steps. The zero value is ready; it is not safe for
 // concurrent use.
 type Stack struct {
