@@ -3,6 +3,7 @@
 # make build  leaves the binaries in bin/
 # make test-libcontainerd   the library's suite and two minutes of its soak, on three servers (root)
 # make soak   its soak alone: SOAK='-soak 1h -seed 7 -server runc' (root)
+# make faults   kills the daemon at each of its fault points, or lets them fail, and prints a table (root)
 # make test-cri CRITEST=path   Kubernetes' conformance suite for the CRI (root)
 # make test-containerd-versions   a smoke test of other versions of containerd (root)
 # make test-kubernetes   a real Kubernetes, with static pods and an API server (root; its first build takes minutes)
@@ -19,7 +20,7 @@ GOBUILD := CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)'
 
 SHIM    := bin/containerd-shim-caisson-v2
 
-.PHONY: build deps monitor shim daemon cli ctr test lint proto demo test-libcontainerd soak test-cri test-containerd-versions test-kubernetes test-vm test-vm-cri clean
+.PHONY: build deps monitor shim daemon cli ctr test lint proto demo faults caissond-faults test-libcontainerd soak test-cri test-containerd-versions test-kubernetes test-vm test-vm-cri clean
 
 build: daemon cli shim
 
@@ -62,6 +63,16 @@ proto:
 demo: deps
 	@$(MAKE) --no-print-directory build
 	@CGO_ENABLED=0 $(GO) run ./test/demo
+
+# FAULTS are flags: -only the cases with a text in their name; -logs a directory
+# for the daemons' logs of those that fail.
+faults: deps
+	@$(MAKE) --no-print-directory build caissond-faults
+	CGO_ENABLED=0 $(GO) test -count=1 -timeout 1h -v ./test/faults -args -all $(FAULTS)
+
+caissond-faults: monitor
+	@mkdir -p build
+	$(GOBUILD) -tags faults -o build/caissond-faults ./cmd/caissond
 
 # What goes wrong in the soak is kept in build/soak.
 test-libcontainerd: deps

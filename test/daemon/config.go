@@ -66,11 +66,12 @@ func (d *Daemon) writeConfig() error {
 		return err
 	}
 	text := fmt.Sprintf(config, d.CNIDir(), CNIBinDir, d.Root, d.State)
-	if d.Stock() {
+	switch d.opts.Engine {
+	case EngineStock:
 		if err := d.writeStockConfig(); err != nil {
 			return err
 		}
-	} else {
+	case EngineEmbedded:
 		text += d.isolation() + d.opts.EngineConfig
 	}
 	text += fmt.Sprintf("[runtime]\nsystemd_cgroup = %t\ncgroup_parent = %q\n", d.opts.SystemdCgroup, d.cgroupParent())

@@ -8,6 +8,7 @@
 package daemon
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -33,6 +34,9 @@ const (
 const (
 	EngineEmbedded = "embedded"
 	EngineStock    = "stock"
+	// EngineNone is for tests that talk to the sandboxer themselves, and take its
+	// events at EventSocket.
+	EngineNone = "none"
 )
 
 // Options describe a daemon; the zero value is one as users run it.
@@ -40,6 +44,8 @@ type Options struct {
 	// Engine is EngineStock for an unmodified containerd beside caissond; if
 	// empty, CAISSON_TEST_ENGINE says it, and EngineEmbedded otherwise.
 	Engine string
+	// Program is the daemon's name, caissond if empty.
+	Program string
 	// Containerd is the binary of that containerd, containerd in build/ if empty.
 	Containerd string
 	// Under is a command line that is put before that containerd's.
@@ -90,9 +96,7 @@ func New(opts Options) (_ *Daemon, err error) {
 			return nil, err
 		}
 	}
-	if opts.Engine == "" {
-		opts.Engine = os.Getenv("CAISSON_TEST_ENGINE")
-	}
+	opts.Engine = cmp.Or(opts.Engine, os.Getenv("CAISSON_TEST_ENGINE"), EngineEmbedded)
 	// Not the TMPDIR, which may be long: unix sockets have short paths.
 	dir, err := os.MkdirTemp("/tmp", leak.TokenPrefix)
 	if err != nil {
@@ -108,8 +112,11 @@ func New(opts Options) (_ *Daemon, err error) {
 		ConfigFile: dir + "/config.toml", LogFile: dir + "/log",
 		bin: bin, opts: opts,
 	}
-	if d.Stock() {
+	switch opts.Engine {
+	case EngineStock:
 		d.Address = d.stockDir() + "/c.sock"
+	case EngineNone:
+		d.Address = dir + "/c.sock"
 	}
 	d.caissond = server{name: "caissond", log: d.LogFile}
 	d.containerd = server{name: "containerd", log: dir + "/containerd.log"}
@@ -163,7 +170,7 @@ func (d *Daemon) Start(ctx context.Context) error {
 	if err := d.Launch(); err != nil {
 		return err
 	}
-	if !d.Stock() {
+	if d.opts.Engine == EngineEmbedded {
 		if err := d.ready(ctx, &d.caissond); err != nil {
 			return errors.Join(err, d.Kill())
 		}
@@ -172,7 +179,7 @@ func (d *Daemon) Start(ctx context.Context) error {
 	if err := d.sandboxerReady(ctx); err != nil {
 		return errors.Join(err, d.Kill())
 	}
-	if d.containerd.running != nil {
+	if !d.Stock() || d.containerd.running != nil {
 		return nil
 	}
 	if err := d.StartContainerd(ctx); err != nil {
@@ -183,12 +190,12 @@ func (d *Daemon) Start(ctx context.Context) error {
 
 // Launch starts the daemon's process and does not wait for anything.
 func (d *Daemon) Launch() error {
-	path, err := d.Binary("caissond")
+	path, err := d.Binary(cmp.Or(d.opts.Program, "caissond"))
 	if err != nil {
 		return err
 	}
 	args := []string{"--config", d.ConfigFile, "--log-level", "debug"}
-	if d.Stock() {
+	if d.opts.Engine != EngineEmbedded {
 		args = append(args, "--engine", "none", "--containerd-address", d.Address)
 	} else {
 		args = append(args, "--address", d.Address)
@@ -204,6 +211,9 @@ func (d *Daemon) Launch() error {
 func (d *Daemon) environ() []string {
 	return append(os.Environ(), "PATH="+d.bin+":"+os.Getenv("PATH"))
 }
+
+// EventSocket is where the daemon sends its events, over ttrpc.
+func (d *Daemon) EventSocket() string { return d.Address + ".ttrpc" }
 
 // Pid of the running daemon.
 func (d *Daemon) Pid() int { return d.caissond.running.Process.Pid }

@@ -138,10 +138,12 @@ func (d *Daemon) ContainerdPid() int { return d.containerd.running.Process.Pid }
 
 // sandboxerReady waits until a caissond without an engine listens.
 func (d *Daemon) sandboxerReady(ctx context.Context) error {
-	return Poll(ctx, startLimit, func() error {
+	var ended error
+	err := Poll(ctx, startLimit, func() error {
 		select {
 		case <-d.caissond.exited:
-			return fmt.Errorf("caissond ended while it started (%w):\n%s", errorOr(d.caissond.exitErr, "exit code 0"), d.LogTail(2000))
+			ended = fmt.Errorf("caissond ended while it started (%w):\n%s", errorOr(d.caissond.exitErr, "exit code 0"), d.LogTail(2000))
+			return nil
 		default:
 		}
 		conn, err := net.Dial("unix", filepath.Join(d.State, "shim.sock")) // the last that is opened
@@ -150,6 +152,7 @@ func (d *Daemon) sandboxerReady(ctx context.Context) error {
 		}
 		return conn.Close()
 	})
+	return errors.Join(err, ended)
 }
 
 // Started is the pid of the caissond that holds the state directory, whoever

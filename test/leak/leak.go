@@ -237,6 +237,9 @@ func (s *Snapshot) netns() error {
 
 func (s *Snapshot) links() error {
 	links, err := netlink.LinkList()
+	for try := 0; errors.Is(err, netlink.ErrDumpInterrupted) && try < 10; try++ {
+		links, err = netlink.LinkList() // others change them meanwhile
+	}
 	if err != nil {
 		return err
 	}
