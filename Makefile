@@ -4,6 +4,8 @@
 # make test-libcontainerd   the library's suite and two minutes of its soak, on three servers (root)
 # make soak   its soak alone: SOAK='-soak 1h -seed 7 -server runc' (root)
 # make faults   kills the daemon at each of its fault points, or lets them fail, and prints a table (root)
+# make test-load  a thousand sandboxes, ten thousand execs, a GiB of output (root)
+# make fuzz FUZZTIME=5m   each fuzz test for so long (root)
 # make test-cri CRITEST=path   Kubernetes' conformance suite for the CRI (root)
 # make test-containerd-versions   a smoke test of other versions of containerd (root)
 # make test-kubernetes   a real Kubernetes, with static pods and an API server (root; its first build takes minutes)
@@ -20,7 +22,7 @@ GOBUILD := CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)'
 
 SHIM    := bin/containerd-shim-caisson-v2
 
-.PHONY: build deps monitor shim daemon cli ctr test lint proto demo faults caissond-faults test-libcontainerd soak test-cri test-containerd-versions test-kubernetes test-vm test-vm-cri clean
+.PHONY: build deps monitor shim daemon cli ctr test lint proto demo faults caissond-faults test-libcontainerd soak test-load fuzz test-cri test-containerd-versions test-kubernetes test-vm test-vm-cri clean
 
 build: daemon cli shim
 
@@ -87,6 +89,17 @@ soak: deps
 	@$(MAKE) --no-print-directory build ctr
 	@mkdir -p build/soak
 	CGO_ENABLED=0 $(GO) test -count=1 -timeout 0 -v -run TestSoak ./test/libcontainerd -args -logs $(abspath build/soak) $(SOAK)
+
+# The integration tests of the same names, with more of everything.
+test-load: deps
+	@$(MAKE) --no-print-directory build ctr
+	CAISSON_TEST_SANDBOXES=1000 CAISSON_TEST_EXECS=10000 CAISSON_TEST_OUTPUT=1024 CGO_ENABLED=0 \
+		$(GO) test -count=1 -timeout 60m -v -run '^(TestLoad|TestManyExecs|TestNoisyContainers)$$' ./test/integration
+
+# FUZZ is a pattern of names, for example: FUZZ=Monitor.
+FUZZTIME ?= 5m
+fuzz: deps monitor
+	@script/fuzz $(FUZZTIME) $(FUZZ)
 
 # CRITEST is critest's binary, which is no part of this module. CRIFLAGS go to
 # test/cri, for example: CRIFLAGS='-focus UserNamespaces'.

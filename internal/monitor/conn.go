@@ -7,7 +7,9 @@ import (
 	"io"
 	"net"
 	"os"
+	"slices"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -65,6 +67,9 @@ func newConn(dir string, sock *net.UnixConn, finished <-chan struct{}) *Conn {
 		close(c.closing)
 		err := c.sock.Close()
 		c.wg.Wait()
+		if errors.Is(err, net.ErrClosed) { // by the reader, which got what makes no sense
+			return nil
+		}
 		return err
 	})
 	c.wg.Add(1)
@@ -115,30 +120,63 @@ func (c *Conn) read() {
 	}
 }
 
+// buffers are for one message each. A connection has none while it waits: there
+// are as many as sandboxes, and nearly all are silent.
+var buffers = sync.Pool{New: func() any { return new([maxMessage + 1]byte) }}
+
 func (c *Conn) receive() error {
-	buf := make([]byte, maxMessage+1)
+	raw, err := c.sock.SyscallConn()
+	if err != nil {
+		return err
+	}
 	oob := make([]byte, unix.CmsgSpace(maxFDs*4))
 	for {
-		n, oobn, flags, _, err := c.sock.ReadMsgUnix(buf, oob)
-		if err != nil {
-			return err
-		}
-		if n == 0 && oobn == 0 {
-			return io.EOF
-		}
-		files, err := parseFiles(oob[:oobn])
-		if err == nil && (flags&(unix.MSG_TRUNC|unix.MSG_CTRUNC) != 0 || n > maxMessage) {
-			err = errors.New("message was cut")
-		}
+		msg, files, err := receiveMessage(raw, oob)
 		if err == nil {
-			err = c.dispatch(append([]byte(nil), buf[:n]...), files)
-		} else {
-			closeFiles(files)
+			err = c.dispatch(msg, files)
+		}
+		if err == io.EOF {
+			return err
 		}
 		if err != nil {
 			return fmt.Errorf("receive: %w", errors.Join(err, c.sock.Close()))
 		}
 	}
+}
+
+// receiveMessage waits for a message and the files that came with it.
+func receiveMessage(raw syscall.RawConn, oob []byte) (msg []byte, files []*os.File, err error) {
+	var n, oobn, flags int
+	var failed error
+	err = raw.Read(func(fd uintptr) bool {
+		buf := buffers.Get().(*[maxMessage + 1]byte)
+		defer buffers.Put(buf)
+		for {
+			n, oobn, flags, _, failed = unix.Recvmsg(int(fd), buf[:], oob, unix.MSG_CMSG_CLOEXEC)
+			if failed != unix.EINTR {
+				break
+			}
+		}
+		if failed == nil {
+			msg = slices.Clone(buf[:n])
+		}
+		return failed != unix.EAGAIN
+	})
+	if err = errors.Join(err, failed); err != nil {
+		return nil, nil, err
+	}
+	if n == 0 && oobn == 0 {
+		return nil, nil, io.EOF
+	}
+	files, err = parseFiles(oob[:oobn])
+	if err == nil && (flags&(unix.MSG_TRUNC|unix.MSG_CTRUNC) != 0 || n > maxMessage) {
+		err = errors.New("message was cut")
+	}
+	if err != nil {
+		closeFiles(files)
+		return nil, nil, err
+	}
+	return msg, files, nil
 }
 
 // dispatch hands a message, and its files, to the one it is for.

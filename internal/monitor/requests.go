@@ -144,7 +144,7 @@ func (c *Conn) List(ctx context.Context) ([]Record, error) {
 		n := int(rep.body.u16())
 		for range n {
 			r := rep.body.record()
-			if rep.body.bad {
+			if rep.body.bad || r.Serial <= after { // else it might never end
 				return nil, c.wrap("list", malformed("record"))
 			}
 			list = append(list, r)
@@ -284,15 +284,16 @@ func (c *Conn) Kept(ctx context.Context) ([]string, error) {
 		if err != nil {
 			return nil, c.wrap("list kept files", err)
 		}
-		after = rep.body.u64()
+		last := rep.body.u64()
 		n := int(rep.body.u16())
 		for range n {
 			names = append(names, rep.body.string())
 		}
-		if rep.body.bad {
+		more = rep.flags&flagMore != 0 && n > 0
+		if rep.body.bad || more && last <= after { // else it might never end
 			return nil, c.wrap("list kept files", malformed("names"))
 		}
-		more = rep.flags&flagMore != 0 && n > 0
+		after = last
 	}
 	return names, nil
 }
