@@ -19,8 +19,9 @@ import (
 	"caisson/internal/undo"
 )
 
-// loadAtOnce bounds how many sandboxes are taken over at the same time.
-const loadAtOnce = 16
+// loadAtOnce bounds how many sandboxes are taken over at the same time. On a busy
+// machine each mostly waits for its monitor to get a processor.
+const loadAtOnce = 64
 
 // loadTimeout bounds the taking over of one sandbox.
 const loadTimeout = time.Minute

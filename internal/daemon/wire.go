@@ -8,6 +8,7 @@ import (
 
 	"github.com/containerd/containerd/api/types"
 	core "github.com/containerd/containerd/v2/core/sandbox"
+	"github.com/containerd/log"
 	"google.golang.org/protobuf/types/known/anypb"
 
 	"caisson/internal/cgroup"
@@ -96,9 +97,11 @@ func wire(ctx context.Context, steps *undo.Stack, cfg config.Config) (*parts, er
 	if err := ctl.Load(ctx, endpoints); err != nil {
 		return nil, fmt.Errorf("take over sandboxes: %w", err)
 	}
+	log.G(ctx).Info("sandboxes taken over")
 	if err := endpoints.ServeRest(); err != nil {
 		return nil, fmt.Errorf("take over connections: %w", err)
 	}
+	log.G(ctx).Info("connections taken over")
 	return &parts{ctl: ctl, store: store, shim: shimHelper{ctl, cfg.Runtime.Default, new(runtimes), remote}, keeper: kept}, nil
 }
 

@@ -54,7 +54,7 @@ func overhead(b *testing.B, engine string, mode runtime.NamespaceMode) {
 	b.ReportMetric(0, "ns/op") // says nothing
 }
 
-func pss(b *testing.B, pid int) int {
+func pss(b testing.TB, pid int) int {
 	b.Helper()
 	return kibibytes(b, fmt.Sprintf("/proc/%d/smaps_rollup", pid), "Pss")
 }
@@ -67,7 +67,7 @@ func kernelMemory(b *testing.B) int {
 }
 
 // kibibytes adds lines of a file of /proc.
-func kibibytes(b *testing.B, path string, names ...string) int {
+func kibibytes(b testing.TB, path string, names ...string) int {
 	b.Helper()
 	f, err := os.Open(path)
 	if err != nil {

@@ -127,6 +127,7 @@ func (s *Snapshot) processes() error {
 	if err != nil {
 		return err
 	}
+	roots := map[string]string{} // the root mount by the mount namespace and the root directory
 	for _, dir := range dirs {
 		pid, err := strconv.Atoi(filepath.Base(dir))
 		if err != nil || pid == os.Getpid() {
@@ -146,18 +147,25 @@ func (s *Snapshot) processes() error {
 			target, _ := os.Readlink(dir + "/" + link) // gone or not ours to read: mentions nothing
 			mention = append(mention, target)
 		}
+		where := mention[2]
 		cmdline := ""
-		for _, file := range []string{"cmdline", "environ", "cgroup", "mountinfo"} {
+		for _, file := range []string{"cmdline", "environ", "cgroup"} {
 			content, _ := os.ReadFile(dir + "/" + file)
-			if file == "mountinfo" {
-				content = rootMounts(content)
-			}
 			text := strings.ReplaceAll(strings.TrimRight(string(content), "\x00"), "\x00", " ")
 			if file == "cmdline" {
 				cmdline = text
 			}
 			mention = append(mention, text)
 		}
+		// Thousands of processes share the host's mounts, and these may be thousands.
+		ns, err := os.Readlink(dir + "/ns/mnt")
+		root, seen := roots[ns+where]
+		if !seen || err != nil {
+			content, _ := os.ReadFile(dir + "/mountinfo")
+			root = string(rootMounts(content))
+			roots[ns+where] = root
+		}
+		mention = append(mention, root)
 		s.things["process "+strconv.Itoa(pid)+" "+fields[19]] = thing{
 			line:    fmt.Sprintf("process %d (parent %s): %s", pid, fields[1], cmdline),
 			mention: strings.Join(mention, "\n"),
