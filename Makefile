@@ -6,6 +6,7 @@
 # make faults   kills the daemon at each of its fault points, or lets them fail, and prints a table (root)
 # make test-load  a thousand sandboxes, ten thousand execs, a GiB of output (root)
 # make fuzz FUZZTIME=5m   each fuzz test for so long (root)
+# make chaos  pod lives while everything that may die is killed: CHAOS_DURATION, CHAOS_SEED (root)
 # make test-cri CRITEST=path   Kubernetes' conformance suite for the CRI (root)
 # make test-containerd-versions   a smoke test of other versions of containerd (root)
 # make test-kubernetes   a real Kubernetes, with static pods and an API server (root; its first build takes minutes)
@@ -22,7 +23,7 @@ GOBUILD := CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)'
 
 SHIM    := bin/containerd-shim-caisson-v2
 
-.PHONY: build deps monitor shim daemon cli ctr test lint proto demo faults caissond-faults test-libcontainerd soak test-load fuzz test-cri test-containerd-versions test-kubernetes test-vm test-vm-cri clean
+.PHONY: build deps monitor shim daemon cli ctr test lint proto demo faults caissond-faults test-libcontainerd soak test-load fuzz test-cri test-containerd-versions test-kubernetes test-vm test-vm-cri clean chaos
 
 build: daemon cli shim
 
@@ -100,6 +101,14 @@ test-load: deps
 FUZZTIME ?= 5m
 fuzz: deps monitor
 	@script/fuzz $(FUZZTIME) $(FUZZ)
+# CHAOS_SEED repeats a run. CHAOSFLAGS are more flags: -engine stock for a containerd
+# beside caissond; -only the disturbances to choose from. The logs of a run that fails
+# are in build/chaos.
+CHAOS_DURATION ?= 3m
+CHAOS_SEED     ?= 0
+chaos: deps
+	@$(MAKE) --no-print-directory build ctr
+	CGO_ENABLED=0 $(GO) test -count=1 -timeout 0 -v -run TestChaos ./test/chaos -args -chaos $(CHAOS_DURATION) -seed $(CHAOS_SEED) -logs $(abspath build/chaos) $(CHAOSFLAGS)
 
 # CRITEST is critest's binary, which is no part of this module. CRIFLAGS go to
 # test/cri, for example: CRIFLAGS='-focus UserNamespaces'.

@@ -68,6 +68,9 @@ type Options struct {
 	// HostPorts lets the network serve the host ports of pods, and the world
 	// beyond be reached. Rules of iptables stay: want a network namespace.
 	HostPorts bool
+	// Space, if not 0, is the size in bytes of a file system that Root has, and of
+	// another that State has.
+	Space int64
 }
 
 // Daemon is one caissond and what it works on.
@@ -120,9 +123,12 @@ func New(opts Options) (_ *Daemon, err error) {
 	}
 	d.caissond = server{name: "caissond", log: d.LogFile}
 	d.containerd = server{name: "containerd", log: dir + "/containerd.log"}
-	d.before, err = leak.Take()
+	err = d.mountSpace()
+	if err == nil {
+		d.before, err = leak.Take()
+	}
 	if err = errors.Join(err, d.writeConfig(), d.AddCgroup("/"+d.Token), d.AddCgroup(d.cgroupParent())); err != nil {
-		return nil, errors.Join(err, d.removeCgroups(), os.RemoveAll(dir))
+		return nil, errors.Join(err, d.removeCgroups(), d.unmountSpace(), os.RemoveAll(dir))
 	}
 	return d, nil
 }
@@ -255,7 +261,7 @@ func (d *Daemon) Close(ctx context.Context) (left []string, err error) {
 			return nil
 		}))
 	}
-	return left, errors.Join(append(errs, os.RemoveAll(d.Dir))...)
+	return left, errors.Join(append(errs, d.unmountSpace(), os.RemoveAll(d.Dir))...)
 }
 
 // End is Close at the end of a test program: what is left is an error. If a test
