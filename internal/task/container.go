@@ -160,6 +160,7 @@ func (c *container) release() {
 	c.watching.Wait()
 	for _, p := range append(c.allExecs(), c.init) {
 		p.unwatchStdin()
+		p.giveUpIO()
 		if t := p.terminal(); t != nil {
 			t.Close()
 		}

@@ -153,6 +153,7 @@ func (c *container) mourn(ctx context.Context, exit Exit) error {
 // removeExec takes away what is left of an exec, its record last: what is without
 // one belongs to nobody.
 func (p *process) removeExec() error {
+	p.giveUpIO()
 	err := removeFiles(p.specPath(), p.c.log(p.execID), p.path+".pid", p.path)
 	if err != nil {
 		return fmt.Errorf("%v: %w", p, err)

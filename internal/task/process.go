@@ -86,6 +86,7 @@ type process struct {
 	mu     sync.Mutex // guards the fields below
 	rec    record
 	term   *stdio.Terminal
+	unread *unread       // output that waits for its reader; nil if all is released
 	hangup *stdio.Hangup // of the client at stdin; nil if there is none to watch
 }
 
@@ -318,11 +319,58 @@ func (p *process) publishExit(ctx context.Context) error {
 	})
 }
 
-// releaseIO lets the readers of the process's output see its end.
+// unread is output of an ended process that was not read yet.
+type unread struct {
+	*stdio.Unread
+	released chan struct{} // closed when the monitor has dropped it
+}
+
+// releaseIO lets the readers of the process's output see its end, as soon as they
+// have everything: the reader may be a part of the last daemon, and not be back yet.
 func (p *process) releaseIO(ctx context.Context) {
 	p.unwatchStdin()
+	watch, err := stdio.WatchUnread(p.snapshot().Stdio)
+	if err != nil {
+		log.G(ctx).WithError(err).Warn("look for unread output")
+	}
+	if watch == nil {
+		p.endIO(ctx)
+		return
+	}
+	u := &unread{Unread: watch, released: make(chan struct{})}
+	p.mu.Lock()
+	p.unread = u
+	p.mu.Unlock()
+	p.c.set.background(func() {
+		defer close(u.released)
+		select {
+		case <-u.Done():
+			p.endIO(p.c.set.context())
+		case <-p.c.set.closing: // the next daemon sees to it
+		}
+		_ = u.Close() // only read from
+	})
+}
+
+func (p *process) endIO(ctx context.Context) {
 	if err := p.dropKept(ctx); err != nil {
 		log.G(ctx).WithError(err).Warn("release stdio")
+	}
+}
+
+// giveUpIO releases what nobody has read, because the process is deleted.
+func (p *process) giveUpIO() {
+	p.mu.Lock()
+	u := p.unread
+	p.unread = nil
+	p.mu.Unlock()
+	if u == nil {
+		return
+	}
+	_ = u.Close() // only read from
+	select {
+	case <-u.released:
+	case <-p.c.set.closing:
 	}
 }
 

@@ -374,6 +374,7 @@ func (p *process) resume(ctx context.Context, alive map[uint64]monitor.Record) {
 	_, known := alive[rec.Serial]
 	switch {
 	case rec.State == Stopped:
+		p.releaseIO(ctx)
 		if !known {
 			p.finish() // Published and acknowledged.
 		}
