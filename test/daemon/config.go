@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 
 	"github.com/vishvananda/netlink"
+
+	"caisson/test/leak"
 )
 
 // CNIBinDir is where Debian's containernetworking-plugins are.
@@ -116,7 +118,7 @@ func (d *Daemon) removeBridge() error {
 	if err != nil {
 		return err
 	}
-	links, err := netlink.LinkList()
+	links, err := leak.Links()
 	if err != nil {
 		return err
 	}

@@ -195,7 +195,7 @@ func (d *Daemon) stopStarted(ctx context.Context) error {
 // endKeeper ends the keeper of a daemon that was killed and did not come back.
 func (d *Daemon) endKeeper(ctx context.Context) error {
 	conn, err := monitor.Dial(ctx, filepath.Join(d.State, "keeper"))
-	if errdefs.IsNotFound(err) || errdefs.IsUnavailable(err) {
+	if errdefs.IsNotFound(err) || errdefs.IsUnavailable(err) || errors.Is(err, unix.ENOTDIR) {
 		return nil
 	}
 	if err != nil {

@@ -243,11 +243,18 @@ func (s *Snapshot) netns() error {
 	return nil
 }
 
-func (s *Snapshot) links() error {
-	links, err := netlink.LinkList()
-	for try := 0; errors.Is(err, netlink.ErrDumpInterrupted) && try < 10; try++ {
-		links, err = netlink.LinkList() // others change them meanwhile
+// Links are the machine's. They are asked for until nobody has changed them meanwhile.
+func Links() ([]netlink.Link, error) {
+	for {
+		links, err := netlink.LinkList()
+		if !errors.Is(err, netlink.ErrDumpInterrupted) {
+			return links, err
+		}
 	}
+}
+
+func (s *Snapshot) links() error {
+	links, err := Links()
 	if err != nil {
 		return err
 	}
