@@ -75,9 +75,12 @@ func (p place) start(t *testing.T) *server {
 	d, err := daemon.New(daemon.Options{Engine: p.engine})
 	must(t, "make a daemon", err)
 	t.Cleanup(func() {
-		if t.Failed() {
-			t.Logf("log of caissond:\n%s\nlog of containerd:\n%s", d.LogTail(32<<10), d.ContainerdLogTail(32<<10))
-		}
+		caissond, containerd := d.LogTail(4<<20), d.ContainerdLogTail(4<<20) // Close removes them
+		defer func() {
+			if t.Failed() {
+				t.Logf("log of caissond:\n%s\nlog of containerd:\n%s", caissond, containerd)
+			}
+		}()
 		ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 		defer cancel()
 		left, err := d.Close(ctx)
