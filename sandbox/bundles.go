@@ -73,6 +73,18 @@ func (w *bundles) run(gone func(key)) {
 	}
 }
 
+// watches says whether the key has a bundle that is there.
+func (w *bundles) watches(k key) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, other := range w.keys {
+		if other == k {
+			return true
+		}
+	}
+	return false
+}
+
 // take returns whose watch has fired; all of them if events were lost.
 func (w *bundles) take(wd int) []key {
 	w.mu.Lock()
@@ -166,7 +178,10 @@ func (b *box) removeForsaken(ctx context.Context) error {
 	if !b.c.current(b) {
 		return nil
 	}
-	if _, err := os.Lstat(b.snapshot().Bundle); !errors.Is(err, os.ErrNotExist) {
+	// A new one of the name alone says nothing: it may be of a container of the ID
+	// that is in a sandbox.
+	_, err := os.Lstat(b.snapshot().Bundle)
+	if b.c.bundles.watches(b.k) && !errors.Is(err, os.ErrNotExist) {
 		return nil // Its client is back, with a new one.
 	}
 	if err := b.remove(ctx); err != nil {

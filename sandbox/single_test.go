@@ -207,6 +207,20 @@ func TestEndpointGoesWithItsBundle(t *testing.T) {
 		}
 		r.isGone("e")
 	}
+	// A container of the ID in a sandbox has a bundle of the same name.
+	for range 10 {
+		bundle := r.bundle("e", "true")
+		if _, err := r.ctl.Endpoint(r.ctx(), "e", bundle); err != nil {
+			t.Fatal(err)
+		}
+		if err := errors.Join(os.Rename(bundle, bundle+".old"), os.Mkdir(bundle, 0o700)); err != nil {
+			t.Fatal(err)
+		}
+		r.isGone("e")
+		if err := errors.Join(os.RemoveAll(bundle+".old"), os.RemoveAll(bundle)); err != nil {
+			t.Fatal(err)
+		}
+	}
 	// Whoever comes back has a bundle of the same name.
 	bundle := r.bundle("e", "true")
 	for range 2 {
