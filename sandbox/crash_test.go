@@ -98,9 +98,7 @@ func TestRuntimeThatStillCreatesIsEnded(t *testing.T) {
 	}
 	r.close()
 	runc := "runc --root " + filepath.Join(r.dir, "runc/test")
-	if out, err := exec.Command("/bin/sh", "-c", runc+" delete --force half").CombinedOutput(); err != nil {
-		t.Fatalf("%v: %s", err, out)
-	}
+	r.shell(runc + " delete --force half")
 	r.rewrite(r.path("sb", "t", "half", "init.json"), func(rec map[string]any) {
 		rec["State"], rec["Pid"], rec["Serial"] = "adding", 0, 0
 	})

@@ -394,6 +394,14 @@ func (r *rig) editSpec(bundle string, edit func(*specs.Spec)) {
 	}
 }
 
+// shell runs a command to its end.
+func (r *rig) shell(command string) {
+	r.t.Helper()
+	if out, err := exec.Command("/bin/sh", "-c", command).CombinedOutput(); err != nil {
+		r.t.Fatalf("%s: %v: %s", command, err, out)
+	}
+}
+
 func (r *rig) start(sandboxID string, req task.CreateRequest) {
 	r.t.Helper()
 	if _, err := r.ctl.CreateTask(r.ctx(), sandboxID, req); err != nil {

@@ -7,7 +7,6 @@ import (
 	"time"
 
 	core "github.com/containerd/containerd/v2/core/sandbox"
-	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
 
 	"caisson/internal/cgroup"
@@ -243,14 +242,7 @@ func (b *box) removeCgroup(ctx context.Context) error {
 	if !rec.OwnCgroup {
 		return nil
 	}
-	group, err := cgroup.Load(rec.Cgroup)
-	if errdefs.IsNotFound(err) {
-		return nil
-	}
-	if err == nil {
-		err = errors.Join(group.Kill(ctx), group.Delete(ctx))
-	}
-	if err != nil {
+	if err := cgroup.Remove(ctx, rec.Cgroup); err != nil {
 		return fmt.Errorf("sandbox %q: remove cgroup: %w", rec.ID, err)
 	}
 	return nil

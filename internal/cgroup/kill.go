@@ -185,6 +185,22 @@ func (g *Group) Delete(ctx context.Context) error {
 	}
 }
 
+// Remove kills what is in the group of that path and below, and removes it. A group
+// that is gone is success.
+func Remove(ctx context.Context, path string) error {
+	g, err := Load(path)
+	if errdefs.IsNotFound(err) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if err := g.Kill(ctx); err != nil {
+		return err
+	}
+	return g.Delete(ctx)
+}
+
 // removeDirs tries each directory once and returns the last failure.
 func (g *Group) removeDirs() error {
 	var failed error

@@ -90,7 +90,7 @@ func (s *Set) Create(ctx context.Context, req CreateRequest) (_ int, err error) 
 			if errdefs.IsAlreadyExists(err) {
 				return nil // The runtime has another container of that ID, not ours to remove.
 			}
-			return c.Runtime.Delete(ctx, c.ID, c.file("undo.log"), true)
+			return c.undoRuntime(ctx)
 		})
 		if err := c.launch(ctx, p, Created, c.createArgs); err != nil {
 			return 0, err
@@ -99,6 +99,18 @@ func (s *Set) Create(ctx context.Context, req CreateRequest) (_ int, err error) 
 		return 0, err
 	}
 	return p.snapshot().Pid, c.publishCreate(ctx)
+}
+
+// undoRuntime takes back what an OCI runtime made, or was killed over. Of what it had
+// not noted yet it knows nothing, like a cgroup: that is removed here.
+func (c *container) undoRuntime(ctx context.Context) error {
+	if err := c.Runtime.Delete(ctx, c.ID, c.file("undo.log"), true); err != nil {
+		return err
+	}
+	if c.Cgroup == "" {
+		return nil
+	}
+	return cgroup.Remove(ctx, c.Cgroup)
 }
 
 // created is the container of that ID, if it is what the same request made in an
@@ -270,6 +282,9 @@ func (c *container) join() (root string, err error) {
 		}
 	}
 	c.KillAll = sharesPID(spec)
+	if c.Cgroup, err = newCgroup(spec); err != nil {
+		return "", fmt.Errorf("task %q: %w", c.ID, err)
+	}
 	if filepath.IsAbs(spec.Root.Path) {
 		return spec.Root.Path, nil
 	}

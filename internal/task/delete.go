@@ -113,9 +113,13 @@ func (p *process) endUnstarted(ctx context.Context) error {
 func (c *container) remove(ctx context.Context, exit Exit) error {
 	// What never ran according to us is what Create could not take back. And without a
 	// monitor a killed init can be on its way for a while: it waits for its zombies.
-	_, gone := c.set.attached()
-	force := c.init.snapshot().Serial == 0 || gone != nil
-	if err := c.Runtime.Delete(ctx, c.ID, c.file("delete.log"), force); err != nil {
+	var err error
+	if _, gone := c.set.attached(); c.init.snapshot().Serial == 0 || gone != nil {
+		err = c.undoRuntime(ctx)
+	} else {
+		err = c.Runtime.Delete(ctx, c.ID, c.file("delete.log"), false)
+	}
+	if err != nil {
 		return fmt.Errorf("task %q: %w", c.ID, err)
 	}
 	if err := c.unmountRootfs(); err != nil {

@@ -4,6 +4,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"github.com/containerd/errdefs"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"caisson/internal/cgroup"
@@ -32,4 +33,21 @@ func (c *container) place(m oci.Membership, spec *specs.Spec) bool {
 		return true
 	}
 	return false
+}
+
+// newCgroup is the path of the cgroup that the OCI runtime will make for a container:
+// empty if there is one already, which is somebody else's, or if the runtime chooses
+// the path.
+func newCgroup(spec *specs.Spec) (string, error) {
+	if spec.Linux == nil || spec.Linux.CgroupsPath == "" {
+		return "", nil
+	}
+	path, err := cgroup.Resolve(spec.Linux.CgroupsPath)
+	if err != nil || path == "/" {
+		return "", nil // It is the runtime's to refuse.
+	}
+	if _, err = cgroup.Load(path); errdefs.IsNotFound(err) {
+		return path, nil
+	}
+	return "", err
 }

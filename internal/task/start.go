@@ -62,7 +62,7 @@ func (p *process) startInit(ctx context.Context) (int, error) {
 	}
 	if c.Restore != nil {
 		if err = c.launch(ctx, p, Running, c.restoreArgs); err != nil {
-			err = errors.Join(err, c.Runtime.Delete(context.WithoutCancel(ctx), c.ID, c.file("undo.log"), true))
+			err = errors.Join(err, c.undoRuntime(context.WithoutCancel(ctx)))
 		}
 	} else {
 		err = p.release(ctx)
