@@ -208,7 +208,7 @@ func TestEndpointsComeAgain(t *testing.T) {
 			t.Fatal(err)
 		}
 		r.close()
-		r.rewrite(r.path(id, "sandbox.json"), func(rec map[string]any) { rec["State"] = state })
+		r.rewrite(r.path(id, recordName), func(rec map[string]any) { rec["State"] = state })
 		r.server.connected = true
 		r.open()
 		b, err := r.ctl.findAny(r.ctx(), id)
@@ -229,7 +229,7 @@ func TestEndpointsComeAgain(t *testing.T) {
 		t.Fatal(err)
 	}
 	r.close()
-	r.rewrite(r.path("single", "sandbox.json"), func(rec map[string]any) { rec["State"], rec["Kind"] = Starting, kindSingle })
+	r.rewrite(r.path("single", recordName), func(rec map[string]any) { rec["State"], rec["Kind"] = Starting, kindSingle })
 	r.open()
 	r.container("single", "single", "exit 6")
 	if exit := r.wait("single", "single"); exit.Status != 6 {

@@ -66,8 +66,13 @@ const (
 	kindOpen    kind = "open"    // not known yet: Reserved
 )
 
+// recordName is the file of a sandbox's record in its directory.
+const recordName = "sandbox.json"
+
 // boxRecord is what the run-time directory says of a sandbox.
 type boxRecord struct {
+	// Schema of all records in the directory; see readBox.
+	Schema        int `json:",omitempty"`
 	Namespace, ID string
 	Kind          kind
 	State         State
@@ -248,7 +253,8 @@ func (b *box) save(rec boxRecord) error {
 		if err != nil {
 			return fmt.Errorf("sandbox %q: %w", rec.ID, err)
 		}
-		if err := statefile.Write(b.path("sandbox.json"), rec); err != nil {
+		rec.Schema = schemaOf(runMigrations)
+		if err := statefile.Write(b.path(recordName), rec); err != nil {
 			return fmt.Errorf("sandbox %q: %w", rec.ID, err)
 		}
 	}

@@ -36,7 +36,7 @@ func TestEveryPairOfStates(t *testing.T) {
 			}
 			err := b.move(to, func(r *boxRecord) { r.Reason = "moved" })
 			var written boxRecord
-			if err := statefile.Read(b.path("sandbox.json"), &written); err != nil {
+			if err := statefile.Read(b.path(recordName), &written); err != nil {
 				t.Fatal(err)
 			}
 			state := b.snapshot().State

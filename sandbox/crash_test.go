@@ -161,7 +161,7 @@ func TestASandboxThatCannotBeTakenOverIsNotCalledStopped(t *testing.T) {
 	r.container("sb", "c", "busybox sleep 1000")
 	isolation := func(name string) {
 		r.close()
-		r.rewrite(r.path("sb", "sandbox.json"), func(rec map[string]any) { rec["Settings"].(map[string]any)["Isolation"] = name })
+		r.rewrite(r.path("sb", recordName), func(rec map[string]any) { rec["Settings"].(map[string]any)["Isolation"] = name })
 		r.open()
 	}
 	isolation("of another daemon")
@@ -194,7 +194,7 @@ func TestDirectoryOfAnUnfinishedFirstRecordGoes(t *testing.T) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(filepath.Join(dir, "sandbox.json.new"), []byte("{"), 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(dir, recordName+".new"), []byte("{"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	r.open()
@@ -287,7 +287,7 @@ func TestWhatCannotBeReadIsNotCalledGone(t *testing.T) {
 	r := newRig(t)
 	r.run("sb", &api.Options{})
 	r.container("sb", "c", "busybox sleep 1000")
-	for _, path := range []string{r.path("sb", "t", "c", "init.json"), r.path("sb", "sandbox.json")} {
+	for _, path := range []string{r.path("sb", "t", "c", "init.json"), r.path("sb", recordName)} {
 		good, err := os.ReadFile(path)
 		if err != nil {
 			t.Fatal(err)
@@ -297,7 +297,7 @@ func TestWhatCannotBeReadIsNotCalledGone(t *testing.T) {
 			t.Fatal(err)
 		}
 		r.open()
-		if filepath.Base(path) == "sandbox.json" {
+		if filepath.Base(path) == recordName {
 			if st, err := r.ctl.Status(r.ctx(), "sb", false); !errdefs.IsUnavailable(err) {
 				t.Errorf("status: %+v, %v", st, err)
 			}

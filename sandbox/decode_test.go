@@ -81,7 +81,7 @@ func FuzzReadSandbox(f *testing.F) {
 	f.Add([]byte(`{"State":"gone"}`))
 	f.Add([]byte(`{"Settings":{"DNS":null,"Resources":{"memory":{"limit":-1}}}}`))
 	f.Add([]byte(`[]`))
-	path := filepath.Join(f.TempDir(), "sandbox.json")
+	path := filepath.Join(f.TempDir(), recordName)
 	f.Fuzz(func(t *testing.T, data []byte) {
 		if err := os.WriteFile(path, data, 0o600); err != nil {
 			t.Fatal(err)

@@ -244,7 +244,7 @@ func (b *box) removeFiles() error {
 		return fmt.Errorf("sandbox %q: %w", b.k.id, err)
 	}
 	for _, e := range entries {
-		if e.Name() == "sandbox.json" {
+		if e.Name() == recordName {
 			continue
 		}
 		fault.Point("sandbox:remove:file")

@@ -58,14 +58,17 @@ func (c *Controller) Load(ctx context.Context, server Server) error {
 // is, for a person to look at; it does not keep the others from being served.
 func (c *Controller) loadDir(ctx context.Context, dir string) {
 	var rec boxRecord
-	read := func() error { return statefile.Read(filepath.Join(dir, "sandbox.json"), &rec) }
+	read := func() (err error) {
+		rec, err = readBox(dir, runMigrations)
+		return err
+	}
 	err := read()
 	if err != nil && !errdefs.IsNotFound(err) {
 		err = undo.Try(ctx, read)
 	}
 	if errdefs.IsNotFound(err) {
 		// The daemon died before the first record or after the last file.
-		err := os.Remove(filepath.Join(dir, "sandbox.json"+statefile.TempSuffix))
+		err := os.Remove(filepath.Join(dir, recordName+statefile.TempSuffix))
 		if err == nil || errors.Is(err, os.ErrNotExist) {
 			err = os.Remove(dir)
 		}

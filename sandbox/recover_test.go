@@ -166,7 +166,7 @@ func TestUnfinishedWorkOfADeadDaemonIsSettled(t *testing.T) {
 	rewrite(filepath.Join(r.ctl.dir(key{"test", "sb"}), "t/half/init.json"), func(rec map[string]any) {
 		rec["State"], rec["Pid"], rec["Serial"] = "adding", 0, 0
 	})
-	rewrite(filepath.Join(r.ctl.dir(key{"test", "half"}), "sandbox.json"), func(rec map[string]any) { rec["State"] = "creating" })
+	rewrite(filepath.Join(r.ctl.dir(key{"test", "half"}), recordName), func(rec map[string]any) { rec["State"] = "creating" })
 	r.open()
 	if _, err := r.tasks("sb").State(r.ctx(), "half", ""); !errdefs.IsNotFound(err) {
 		t.Errorf("the half-made container is there: %v", err)

@@ -92,7 +92,7 @@ func OpenStore(path string, opts ...StoreOption) (*Store, error) {
 	}
 	s := &Store{db: db, path: path, now: o.now}
 	s.writer.db = db
-	err = db.Update(storeCheckSchema)
+	err = db.Update(func(tx *bolt.Tx) error { return storeCheckSchema(tx, storeMigrations) })
 	if err == nil && errors.Is(statErr, os.ErrNotExist) {
 		err = storeSyncDir(filepath.Dir(path))
 	}

@@ -20,7 +20,7 @@ import (
 )
 
 // The schema of the file. A change that older daemons would misread needs a
-// new version, and code in storeCheckSchema that brings old files up to it.
+// new version, and a migration that brings old files up to it.
 //
 //	schema
 //	└── version : "1"                    decimal
@@ -37,30 +37,38 @@ var (
 	storeKeySandboxes = []byte("sandboxes")
 )
 
-const storeSchemaVersion = 1
+// storeMigrations lead to the schema of this daemon: the first one from version 1 to
+// 2, and so on.
+var storeMigrations []func(*bolt.Tx) error
 
-// storeCheckSchema refuses files of a newer schema and writes the version into
-// a new file.
-func storeCheckSchema(tx *bolt.Tx) error {
+// storeCheckSchema brings a file up to the schema that the last of the migrations
+// leads to, all in one transaction, and refuses those of a newer one. A new file
+// begins at version 1, too.
+func storeCheckSchema(tx *bolt.Tx, steps []func(*bolt.Tx) error) error {
 	schema, err := tx.CreateBucketIfNotExists(storeKeySchema)
 	if err != nil {
 		return err
 	}
-	if v := schema.Get(storeKeyVersion); v != nil {
-		version, err := strconv.Atoi(string(v))
-		if err != nil || version < 1 {
-			return fmt.Errorf("schema version %q is not a number: %w", v, errdefs.ErrDataLoss)
-		}
-		if version > storeSchemaVersion {
-			return fmt.Errorf("the file has schema version %d, this caissond knows up to %d: run the newer caissond that wrote it, or move the file away to start without its sandboxes: %w",
-				version, storeSchemaVersion, errdefs.ErrFailedPrecondition)
-		}
-	}
-	if err := schema.Put(storeKeyVersion, fmt.Append(nil, storeSchemaVersion)); err != nil {
+	if _, err = tx.CreateBucketIfNotExists(storeKeyRecords); err != nil {
 		return err
 	}
-	_, err = tx.CreateBucketIfNotExists(storeKeyRecords)
-	return err
+	version, known := 1, 1+len(steps)
+	if v := schema.Get(storeKeyVersion); v != nil {
+		if version, err = strconv.Atoi(string(v)); err != nil || version < 1 {
+			return fmt.Errorf("schema version %q is not a number: %w", v, errdefs.ErrDataLoss)
+		}
+	}
+	if version > known {
+		return fmt.Errorf("the file has schema version %d, this caissond knows up to %d: run the newer caissond that wrote it, or move the file away to start without its sandboxes: %w",
+			version, known, errdefs.ErrFailedPrecondition)
+	}
+	for _, step := range steps[version-1:] {
+		if err := step(tx); err != nil {
+			return fmt.Errorf("from schema version %d to %d: %w", version, version+1, err)
+		}
+		version++
+	}
+	return schema.Put(storeKeyVersion, fmt.Append(nil, version))
 }
 
 // storeRecords is the bucket of a namespace's records; without one it is

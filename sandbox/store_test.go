@@ -192,6 +192,60 @@ func TestStoreOpenErrors(t *testing.T) {
 	}
 }
 
+// TestStoreMigrations takes a file through made-up schemas: there is no real one yet.
+func TestStoreMigrations(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "old.db")
+	writeRaw(t, path, "schema", "version", "1")
+	writeRaw(t, path, "v1", "key", "value")
+	db, err := bolt.Open(path, 0o600, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	failure := errors.New("no room")
+	var fails error
+	steps := []func(*bolt.Tx) error{
+		func(tx *bolt.Tx) error { return tx.Bucket([]byte("v1")).Put([]byte("key"), []byte("second")) },
+		func(tx *bolt.Tx) error {
+			b := tx.Bucket([]byte("v1"))
+			return errors.Join(fails, b.Put([]byte("key"), append(b.Get([]byte("key")), " third"...)))
+		},
+	}
+	expect := func(version, value string) {
+		t.Helper()
+		err := db.View(func(tx *bolt.Tx) error {
+			if v := tx.Bucket([]byte("schema")).Get([]byte("version")); string(v) != version {
+				t.Errorf("version %s, want %s", v, version)
+			}
+			if v := tx.Bucket([]byte("v1")).Get([]byte("key")); string(v) != value {
+				t.Errorf("value %q, want %q", v, value)
+			}
+			return nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	migrate := func(tx *bolt.Tx) error { return storeCheckSchema(tx, steps) }
+	fails = failure
+	if err := db.Update(migrate); !errors.Is(err, failure) {
+		t.Errorf("a step that fails: %v", err)
+	}
+	expect("1", "value")
+	fails = nil
+	for range 2 {
+		if err := db.Update(migrate); err != nil {
+			t.Fatal(err)
+		}
+		expect("3", "second third")
+	}
+	steps = steps[:1]
+	if err := db.Update(migrate); !errdefs.IsFailedPrecondition(err) {
+		t.Errorf("by an earlier daemon: %v", err)
+	}
+	expect("3", "second third")
+}
+
 func writeRaw(t *testing.T, path string, keys ...string) {
 	t.Helper()
 	db, err := bolt.Open(path, 0o600, nil)

@@ -26,6 +26,7 @@ type Conn struct {
 	dir      string
 	sock     *net.UnixConn
 	pid      int
+	version  uint16          // of the protocol, from hello
 	finished <-chan struct{} // the process was waited for; nil if it is not our child
 
 	writing chan struct{} // a semaphore of one: who holds it may write and set the write deadline
@@ -54,6 +55,7 @@ func newConn(dir string, sock *net.UnixConn, finished <-chan struct{}) *Conn {
 	c := &Conn{
 		dir:      dir,
 		sock:     sock,
+		version:  protocolVersion,
 		finished: finished,
 		writing:  make(chan struct{}, 1),
 		closing:  make(chan struct{}),
@@ -274,7 +276,7 @@ func (c *Conn) send(ctx context.Context, id uint32, r request) error {
 	if len(r.files) > maxFDs {
 		return &Error{Step: "number of files", Errno: unix.E2BIG}
 	}
-	e := newEncoder(header{version: protocolVersion, typ: r.typ, id: id, flags: r.flags, fds: uint16(len(r.files))})
+	e := newEncoder(header{version: c.version, typ: r.typ, id: id, flags: r.flags, fds: uint16(len(r.files))})
 	if r.fill != nil {
 		r.fill(e)
 	}

@@ -58,11 +58,18 @@ func (c *Conn) hello(ctx context.Context) error {
 	if rep.body.bad {
 		return c.wrap("hello", malformed("hello"))
 	}
-	if version != protocolVersion {
-		return c.wrap("hello", fmt.Errorf("it speaks version %d of the protocol, this daemon version %d: %w",
+	if version < 1 || version > protocolVersion {
+		return c.wrap("hello", fmt.Errorf("it speaks version %d of the protocol, this daemon up to version %d: %w",
 			version, protocolVersion, errdefs.ErrNotImplemented))
 	}
+	c.version = uint16(version)
 	return nil
+}
+
+// unknownFlag tells whether an error is a monitor's that does not know the flag of a
+// request: one of version 1 may be older than the flag.
+func (c *Conn) unknownFlag(err error) bool {
+	return c.version < 2 && errdefs.IsInvalidArgument(err)
 }
 
 // Hold starts the holder. There is at most one at a time.
@@ -126,7 +133,7 @@ func (c *Conn) SignalOnce(ctx context.Context, serial uint64, sig unix.Signal, t
 		e.u32(uint32(sig))
 		e.u64(token)
 	}})
-	if errdefs.IsInvalidArgument(err) {
+	if c.unknownFlag(err) {
 		return c.Signal(ctx, serial, sig)
 	}
 	return err
@@ -216,9 +223,13 @@ func (c *Conn) Keep(ctx context.Context, name string, files ...*os.File) error {
 // KeepFIFO hands the monitor a FIFO, opened with O_PATH, and returns a duplicate of
 // what it keeps under the name: the FIFO opened for reading and writing. A daemon
 // that is killed meanwhile leaves it closed or kept, but does not close it again.
+// errdefs.ErrNotImplemented: the monitor is of an earlier version.
 func (c *Conn) KeepFIFO(ctx context.Context, name string, path *os.File) (*os.File, error) {
 	what := fmt.Sprintf("keep %q", name)
 	rep, err := c.call(ctx, request{typ: msgKeep, flags: flagKeepOpen, files: []*os.File{path}, fill: func(e *encoder) { e.string("name", name, maxTag) }})
+	if c.unknownFlag(err) {
+		err = fmt.Errorf("%w: %w", errdefs.ErrNotImplemented, err)
+	}
 	return one(rep, c.wrap(what, err))
 }
 
@@ -243,6 +254,7 @@ func (c *Conn) Fetch(ctx context.Context, name string) ([]*os.File, error) {
 // Accept accepts a connection from the listening socket kept as listener. The
 // monitor keeps it, and then the files, under name; what is returned is a
 // duplicate of it. unix.EAGAIN: nobody waits to be accepted.
+// errdefs.ErrNotImplemented: the monitor is of an earlier version.
 func (c *Conn) Accept(ctx context.Context, listener, name string, files ...*os.File) (*os.File, error) {
 	rep, err := c.call(ctx, request{typ: msgAccept, files: files, fill: func(e *encoder) {
 		e.string("listener", listener, maxTag)
@@ -254,6 +266,7 @@ func (c *Conn) Accept(ctx context.Context, listener, name string, files ...*os.F
 // Greet lets the monitor accept connections from the socket kept as listener while
 // this Conn is gone, and until another one calls Greet: it sends them a greeting of
 // at most 64 bytes and keeps them under the prefix and a number, at most limit.
+// errdefs.ErrNotImplemented: the monitor is of an earlier version.
 func (c *Conn) Greet(ctx context.Context, listener, prefix string, limit uint16, greeting []byte) error {
 	return c.do(ctx, "greet", request{typ: msgGreet, fill: func(e *encoder) {
 		e.string("listener", listener, maxTag)

@@ -12,7 +12,7 @@ import (
 
 // The numbers of c/protocol.h, which describes the protocol.
 const (
-	protocolVersion = 1
+	protocolVersion = 2
 	headerSize      = 16
 	maxMessage      = 64 << 10
 	maxFDs          = 253

@@ -83,7 +83,7 @@ func TestMalformedMessages(t *testing.T) {
 		{"one byte", []byte{1}, 0, unix.EBADMSG},
 		{"short header", reserved[:15], 2, unix.EBADMSG},
 		{"reserved field", reserved, 0, unix.EBADMSG},
-		{"another version", msg(header{version: 2, typ: msgList, id: 7}, make([]byte, 8)...), 0, unix.EPROTONOSUPPORT},
+		{"another version", msg(header{version: v + 1, typ: msgList, id: 7}, make([]byte, 8)...), 0, unix.EPROTONOSUPPORT},
 		{"type 0", msg(header{version: v, id: 7}), 0, unix.ENOSYS},
 		{"type 15", msg(header{version: v, typ: 15, id: 7}), 0, unix.ENOSYS},
 		{"type of a reply", msg(header{version: v, typ: msgHello | msgReply, id: 7}), 0, unix.ENOSYS},

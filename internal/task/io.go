@@ -92,11 +92,12 @@ func (p *process) openIO(ctx context.Context, host isolation.Host) (_ *processIO
 }
 
 // keepFIFO lets the monitor open FIFOs: if the daemon, which opened one first, were
-// killed before the monitor has it, its reader would see an end that is none. kept are the streams for which this was done.
+// killed before the monitor has it, its reader would see an end that is none. kept
+// are the streams for which this was done.
 func (p *process) keepFIFO(ctx context.Context, host isolation.Host, kept map[string]bool) stdio.Keep {
 	return func(stream string, fifo *os.File) (*os.File, error) {
 		f, err := host.KeepFIFO(ctx, p.kept(stream), fifo)
-		if errdefs.IsInvalidArgument(err) { // a monitor of an earlier version
+		if errdefs.IsNotImplemented(err) { // a monitor of an earlier version
 			return stdio.OpenHere(stream, fifo)
 		}
 		kept[stream] = err == nil

@@ -25,6 +25,7 @@ enum { LISTENER = 3, SOCKET_BUFFER = 4 * MSG_MAX };
 
 struct conn {
 	int fd; /* -1: free */
+	unsigned version; /* of the last message */
 	bool full;       /* the socket's buffer; nothing is read until there is room */
 	bool subscribed;
 	uint64_t next_exit; /* exit_order to send next */
@@ -62,10 +63,10 @@ static void disconnect(struct conn *c)
 		end.conn = -1;
 }
 
-static void put_header(struct out *out, unsigned type, uint32_t id, uint32_t flags, unsigned nfds)
+static void put_header(struct out *out, const struct conn *c, unsigned type, uint32_t id, uint32_t flags, unsigned nfds)
 {
 	out->n = 0;
-	put(out, PROTOCOL_VERSION, 2);
+	put(out, c->version, 2);
 	put(out, type, 2);
 	put(out, id, 4);
 	put(out, flags, 4);
@@ -109,12 +110,12 @@ static void reply(struct conn *c, struct request *rq, int err)
 	size_t n = out->n;
 
 	if (err) {
-		put_header(out, ERROR, rq->id, 0, 0);
+		put_header(out, c, ERROR, rq->id, 0, 0);
 		put(out, err, 4);
 		put_string(out, step);
 		rq->n_reply_fds = 0;
 	} else {
-		put_header(out, rq->type | REPLY, rq->id, rq->reply_flags, rq->n_reply_fds);
+		put_header(out, c, rq->type | REPLY, rq->id, rq->reply_flags, rq->n_reply_fds);
 		out->n = n;
 	}
 	if (!send_message(c, out, rq->reply_fds, rq->n_reply_fds))
@@ -130,7 +131,7 @@ static void send_exits(struct conn *c)
 		uint64_t order = r->exit_order;
 
 		buffers_used = true;
-		put_header(&out, EXIT, 0, 0, 0);
+		put_header(&out, c, EXIT, 0, 0, 0);
 		put_record(&out, r);
 		if (!send_message(c, &out, NULL, 0))
 			c->full = true;
@@ -139,13 +140,13 @@ static void send_exits(struct conn *c)
 	}
 }
 
-static int do_hello(struct request *rq)
+static int do_hello(const struct conn *c, struct request *rq)
 {
 	static uint64_t start;
 
 	if (start == 0)
 		start = start_time(getpid());
-	put(rq->reply, PROTOCOL_VERSION, 4);
+	put(rq->reply, c->version, 4);
 	put(rq->reply, getpid(), 4);
 	put(rq->reply, start, 8);
 	return 0;
@@ -183,7 +184,7 @@ static int handle(struct conn *c, struct request *rq, unsigned version)
 	unsigned t = rq->type;
 	bool no_body = t == HELLO || t == SUBSCRIBE || t == END;
 
-	if (version != PROTOCOL_VERSION && t != HELLO)
+	if (version != c->version && t != HELLO)
 		return fail(EPROTONOSUPPORT, "protocol version", "");
 	if (t < HELLO || t > GREET)
 		return fail(ENOSYS, "unknown request", "");
@@ -196,7 +197,7 @@ static int handle(struct conn *c, struct request *rq, unsigned version)
 	if (end.on && (t == HOLD || t == SPAWN || t == END))
 		return fail(ESHUTDOWN, "the monitor is ending", "");
 	switch (t) {
-	case HELLO: return do_hello(rq);
+	case HELLO: return do_hello(c, rq);
 	case HOLD: return do_hold(rq);
 	case SPAWN: return do_spawn(rq);
 	case SIGNAL: return do_signal(rq);
@@ -268,6 +269,7 @@ static void receive(struct conn *c)
 	nfds = get(&in, 2);
 	zero = get(&in, 2);
 	rq.body = in;
+	c->version = version < 1 || version > PROTOCOL_VERSION ? PROTOCOL_VERSION : version;
 	if (msg.msg_flags & MSG_TRUNC)
 		err = fail(EMSGSIZE, "message too long", "");
 	else if (in.bad || zero != 0)
@@ -303,7 +305,7 @@ static void accept_one(void)
 		setsockopt(fd, SOL_SOCKET, SO_SNDBUFFORCE, &size, sizeof(size));
 		for (struct conn *c = conns; c < conns + MAX_CONNS; c++)
 			if (c->fd < 0) {
-				*c = (struct conn){.fd = fd};
+				*c = (struct conn){.fd = fd, .version = PROTOCOL_VERSION};
 				return;
 			}
 	}
@@ -325,9 +327,10 @@ static void go_on_ending(void)
 	}
 	for (struct conn *c = conns; c < conns + MAX_CONNS; c++)
 		send_exits(c);
-	put_header(&out, END | REPLY, end.id, 0, 0);
-	if (end.conn >= 0)
+	if (end.conn >= 0) {
+		put_header(&out, &conns[end.conn], END | REPLY, end.id, 0, 0);
 		send_message(&conns[end.conn], &out, NULL, 0);
+	}
 	_exit(0);
 }
 

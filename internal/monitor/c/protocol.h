@@ -5,10 +5,16 @@
  * Transport. A unix SOCK_SEQPACKET socket, `monitor.sock` in the sandbox's
  * directory. One packet is one message of at most MSG_MAX bytes. Only peers
  * with uid 0 are served; others, and those beyond MAX_CONNS, are closed at
- * once. Everything is little-endian and without padding. A monitor outlives
- * the daemon that started it, so daemons of several versions may talk to one
- * monitor: HELLO is answered whatever version its header says, any other
- * message of an unknown version gets an error (EPROTONOSUPPORT).
+ * once. Everything is little-endian and without padding.
+ *
+ * Versions. A monitor outlives the daemon that started it, so daemons of other
+ * versions, later and earlier ones, talk to it. It speaks every version from 1 to
+ * PROTOCOL_VERSION; a message of another gets an error (EPROTONOSUPPORT), but for
+ * HELLO, whose answer says which version to speak: that of its header, or the
+ * monitor's own if it does not know that one. A version adds to the one before
+ * and changes nothing of it. Version 2 is the first whose monitors speak to others;
+ * of those of version 1, only later ones know SIGNAL_ONCE and KEEP_OPEN (others
+ * answer EINVAL), ACCEPT and GREET (others answer ENOSYS).
  *
  *   message = u16 version, u16 type, u32 id, u32 flags, u16 nfds, u16 0, body
  *   string  = u16 length, that many bytes other than NUL, one NUL
@@ -37,7 +43,7 @@
 #define CAISSON_PROTOCOL_H
 
 enum {
-	PROTOCOL_VERSION = 1,
+	PROTOCOL_VERSION = 2,
 	HEADER_SIZE = 16,
 	MSG_MAX = 64 * 1024,
 	MAX_CONNS = 8,
@@ -50,7 +56,7 @@ enum {
 };
 
 enum {
-	/* {} -> {u32 version, u32 pid, u64 start}, of the monitor. */
+	/* {} -> {u32 version, u32 pid, u64 start}: to speak, see above; of the monitor. */
 	HELLO = 1,
 
 	/*
@@ -84,8 +90,7 @@ enum {
 	 * {u64 serial, u32 signal} -> {}. ESRCH once the process was reaped.
 	 * SIGNAL_ONCE: {u64 serial, u32 signal, u64 token} does nothing if the last
 	 * SIGNAL_ONCE for the process had the same token: a daemon that does not
-	 * know whether the last one has sent the signal may ask again. Monitors that
-	 * do not know it yet answer EINVAL.
+	 * know whether the last one has sent the signal may ask again.
 	 */
 	SIGNAL = 4,
 
@@ -109,9 +114,10 @@ enum {
 	 * {string name} + 1 to MAX_KEEP_FDS fds -> {}. Keeps them open, in place
 	 * of those kept under that name before. ENOSPC: too many.
 	 * KEEP_OPEN: the fds are opened with O_PATH and are FIFOs; they are opened
-	 * for reading and writing, and that is what is kept and answered with. Thus a FIFO's reader,
-	 * once it has a writer, never sees an end because the daemon was killed.
-	 * Monitors that do not know it yet answer EINVAL.
+	 * for reading and writing, and that is what is kept and answered with. Thus
+	 * a FIFO's reader, once it has a writer, never sees an end because the daemon
+	 * was killed.
+	 *
 	 */
 	KEEP = 8,
 
@@ -136,7 +142,6 @@ enum {
 	 * Accepts a connection from the first descriptor kept as listener, keeps
 	 * it and then the fds under name, and answers with it. Thus a client that
 	 * has connected is never known to the daemon alone. EAGAIN: nobody waits.
-	 * Monitors that do not know it yet answer ENOSYS.
 	 */
 	ACCEPT = 13,
 
