@@ -23,7 +23,7 @@ GOBUILD := CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)'
 
 SHIM    := bin/containerd-shim-caisson-v2
 
-.PHONY: build deps monitor shim daemon cli ctr test lint proto demo faults caissond-faults test-libcontainerd soak test-load fuzz test-cri test-containerd-versions test-kubernetes test-vm test-vm-cri clean chaos
+.PHONY: build deps monitor shim daemon cli ctr earlier test lint proto demo faults caissond-faults test-libcontainerd soak test-load fuzz test-cri test-containerd-versions test-kubernetes test-vm test-vm-cri clean chaos
 
 build: daemon cli shim
 
@@ -52,6 +52,12 @@ cli:
 ctr:
 	@mkdir -p build
 	CGO_ENABLED=0 $(GO) build -trimpath -o build/ $(addprefix github.com/containerd/containerd/v2/cmd/,ctr containerd containerd-shim-runc-v2)
+
+# The daemons of these commits, for the test of upgrades: the last of the first
+# version of the monitor's protocol, and the last without a keeper.
+EARLIER ?= e7c1ab1 7e6c7c6
+earlier:
+	@script/earlier $(EARLIER)
 
 test: deps
 	@script/test

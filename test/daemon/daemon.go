@@ -212,6 +212,9 @@ func (d *Daemon) Launch() error {
 	return d.caissond.launch(cmd)
 }
 
+// Use lets the next Launch or Start run another program, as an upgrade does.
+func (d *Daemon) Use(program string) { d.opts.Program = program }
+
 // environ is the environment of a server: containerd finds
 // containerd-shim-caisson-v2 beside itself or in PATH.
 func (d *Daemon) environ() []string {
