@@ -147,6 +147,7 @@ func (c *Controller) newBox(rec boxRecord) *box {
 		SystemdCgroup: c.cfg.Runtime.SystemdCgroup,
 		Membership:    b.membership,
 		StdinStays:    func() bool { return b.snapshot().Settings.CRI },
+		KeepsDeleted:  func() bool { return b.snapshot().Kind == kindSingle },
 		Events:        c.cfg.Events,
 		Owes:          func(request string) bool { return c.server.Owes(request) },
 	})

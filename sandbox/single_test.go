@@ -54,6 +54,51 @@ func TestSingleContainersHaveNoWalls(t *testing.T) {
 	}
 }
 
+// TestDeletionOfASingleCanBeRepeated: the answer to Delete may not have reached
+// containerd, whose client then asks for the container, and deletes it again.
+func TestDeletionOfASingleCanBeRepeated(t *testing.T) {
+	r := newRig(t)
+	ctx := r.ctx()
+	if _, err := r.ctl.Endpoint(ctx, "solo", r.dir); err != nil {
+		t.Fatal(err)
+	}
+	r.container("solo", "solo", "exit 8")
+	r.wait("solo", "solo")
+	first, err := r.tasks("solo").Delete(ctx, "solo", "")
+	if err != nil || first.Status != 8 {
+		t.Fatalf("delete: %+v, %v", first, err)
+	}
+	same := func(e task.Exit) bool { return e.Pid == first.Pid && e.Status == first.Status && e.At.Equal(first.At) }
+	for _, daemon := range []string{"the same daemon", "the next daemon"} {
+		if daemon == "the next daemon" {
+			r.close()
+			r.open()
+		}
+		if st, err := r.tasks("solo").State(ctx, "solo", ""); err != nil || st.State != task.Stopped || !same(st.Exit) {
+			t.Errorf("%s: state %+v, %v", daemon, st, err)
+		}
+		if exit := r.wait("solo", "solo"); !same(exit) {
+			t.Errorf("%s: wait %+v, want %+v", daemon, exit, first)
+		}
+		if exit, err := r.tasks("solo").Delete(ctx, "solo", ""); err != nil || !same(exit) {
+			t.Errorf("%s: delete %+v, %v", daemon, exit, err)
+		}
+		// That it has no process tells containerd, when it starts, that it is done with.
+		if _, err := r.tasks("solo").Pids(ctx, "solo"); !errdefs.IsNotFound(err) {
+			t.Errorf("%s: pids: %v", daemon, err)
+		}
+	}
+	if n := r.count("delete solo"); n != 1 {
+		t.Errorf("its deletion was told %d times", n)
+	}
+	if err := r.ctl.Release(ctx, "solo"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.ctl.Tasks(ctx, "solo"); !errdefs.IsNotFound(err) {
+		t.Errorf("it is still there: %v", err)
+	}
+}
+
 func TestCleanupRemovesOnlyTheSandboxesOfContainerdsSandboxer(t *testing.T) {
 	r := newRig(t)
 	ctx := r.ctx()

@@ -210,6 +210,7 @@ func (s *Set) reserve(ctx context.Context, req CreateRequest) (*container, error
 		return nil, fmt.Errorf("task %q: %w", c.ID, errdefs.ErrAlreadyExists)
 	}
 	s.containers[c.ID] = c
+	delete(s.deleted, c.ID)
 	return c, nil
 }
 

@@ -31,13 +31,16 @@ func (r record) exit() Exit { return Exit{Pid: r.Pid, Status: r.ExitStatus, At: 
 
 // Delete forgets a process that has ended or was never started, and returns how
 // it ended. Deleting a container removes everything that Create made, its execs
-// included. FailedPrecondition: it still runs. A Delete that failed can be
+// included; see also Config.KeepsDeleted. FailedPrecondition: it still runs. A Delete that failed can be
 // repeated.
 func (s *Set) Delete(ctx context.Context, id, execID string) (Exit, error) {
 	p, err := s.acquire(ctx, id, execID)
 	if errdefs.IsNotFound(err) {
 		if exit, ok := deleted(ctx); ok {
 			return exit, nil
+		}
+		if st, ok := s.wasDeleted(id, execID); ok {
+			return st.Exit, nil
 		}
 	}
 	if err == nil && p.waits() {
@@ -130,6 +133,7 @@ func (c *container) remove(ctx context.Context, exit Exit) error {
 		return err
 	}
 	c.set.remove(c)
+	c.keepDeleted()
 	mourn := func() error { return c.mourn(c.set.context(), exit) }
 	if err := mourn(); err != nil {
 		// It is gone all the same.
@@ -148,11 +152,25 @@ func (c *container) mourn(ctx context.Context, exit Exit) error {
 		ExitStatus:  exit.Status,
 		ExitedAt:    timestamppb.New(exit.At),
 	})
-	if err != nil {
+	if err != nil || c.set.keepsDeleted() {
 		return err
 	}
 	return c.removeGrave()
 }
+
+// keepDeleted lets the container be asked for, if that is wanted. Its grave stays,
+// for the next daemon.
+func (c *container) keepDeleted() {
+	if !c.set.keepsDeleted() {
+		return
+	}
+	st := c.init.status()
+	c.set.mu.Lock()
+	c.set.deleted[c.ID] = st
+	c.set.mu.Unlock()
+}
+
+func (s *Set) keepsDeleted() bool { return s.cfg.KeepsDeleted != nil && s.cfg.KeepsDeleted() }
 
 // removeExec takes away what is left of an exec, its record last: what is without
 // one belongs to nobody.

@@ -179,6 +179,8 @@ func (s *Set) loadGrave(ctx context.Context, name string) error {
 		err = statefile.Read(filepath.Join(dir, "init.json"), &rec)
 	}
 	if err == nil && rec.State == Stopped && gravePrefix+c.ID == name {
+		c.init.rec = rec
+		c.keepDeleted()
 		return c.mourn(ctx, rec.exit())
 	}
 	// Its end was told already, or nobody ever knew of it.

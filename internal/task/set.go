@@ -53,7 +53,10 @@ type Config struct {
 	// StdinStays tells that the client comes back for the stdin of its containers
 	// after a restart, and says itself when it is closed.
 	StdinStays func() bool
-	Events     Publisher
+	// KeepsDeleted tells that how a deleted container ended can be asked for, and that
+	// it can be deleted again, until the sandbox goes with it.
+	KeepsDeleted func() bool
+	Events       Publisher
 	// Owes tells whether a request to an earlier daemon will be made again.
 	Owes func(request string) bool
 }
@@ -74,6 +77,7 @@ type Set struct {
 	withheld   bool            // there may be containers that Load has not found yet
 	unread     map[string]bool // containers whose files Load could not read
 	containers map[string]*container
+	deleted    map[string]Status // see Config.KeepsDeleted
 	runs       map[string]chan monitor.Exit // runtimes that somebody waits for, by tag
 	before     uint64                       // the last process of an earlier daemon's
 }
@@ -85,6 +89,7 @@ func NewSet(cfg Config) *Set {
 		closing:    make(chan struct{}),
 		gone:       make(chan struct{}),
 		containers: map[string]*container{},
+		deleted:    map[string]Status{},
 		runs:       map[string]chan monitor.Exit{},
 	}
 	s.ending, s.end = context.WithCancel(context.Background())
@@ -201,6 +206,15 @@ func (s *Set) container(id string) (*container, error) {
 		return nil, fmt.Errorf("task %q: its files cannot be read, see the log: %w", id, errdefs.ErrUnavailable)
 	}
 	return nil, fmt.Errorf("task %q: %w", id, errdefs.ErrNotFound)
+}
+
+// wasDeleted is the last that is known of a container that was deleted: its client may
+// not have got the answer, and asks again.
+func (s *Set) wasDeleted(id, execID string) (Status, bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	st, ok := s.deleted[id]
+	return st, ok && execID == ""
 }
 
 func (s *Set) has(id string) bool {

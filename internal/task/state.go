@@ -30,13 +30,22 @@ type Status struct {
 // State tells how a process is.
 func (s *Set) State(_ context.Context, id, execID string) (Status, error) {
 	p, err := s.process(id, execID)
+	if errdefs.IsNotFound(err) {
+		if st, ok := s.wasDeleted(id, execID); ok {
+			return st, nil
+		}
+	}
 	if err != nil {
 		return Status{}, err
 	}
+	return p.status(), nil
+}
+
+func (p *process) status() Status {
 	rec := p.snapshot()
-	st := Status{ID: id, Bundle: p.c.Bundle, State: rec.State, Pid: rec.Pid, Stdio: rec.Stdio}
-	if execID != "" {
-		st.ID = execID
+	st := Status{ID: p.c.ID, Bundle: p.c.Bundle, State: rec.State, Pid: rec.Pid, Stdio: rec.Stdio}
+	if p.execID != "" {
+		st.ID = p.execID
 	}
 	switch rec.State {
 	case Stopped:
@@ -46,13 +55,18 @@ func (s *Set) State(_ context.Context, id, execID string) (Status, error) {
 		st.Paused = p.c.paused
 		p.c.mu.Unlock()
 	}
-	return st, nil
+	return st
 }
 
 // Wait returns when a process has ended, and how. It may be called before the
 // process is started, and any number of times.
 func (s *Set) Wait(ctx context.Context, id, execID string) (Exit, error) {
 	p, err := s.process(id, execID)
+	if errdefs.IsNotFound(err) {
+		if st, ok := s.wasDeleted(id, execID); ok {
+			return st.Exit, nil
+		}
+	}
 	if err != nil {
 		return Exit{}, err
 	}
