@@ -5,7 +5,9 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
+	"slices"
 	"sync"
 	"time"
 
@@ -125,17 +127,16 @@ func (c *Controller) loadBundles(ctx context.Context) {
 	}
 	c.background(func() { c.bundles.run(c.bundleGone) })
 	c.mu.Lock()
-	paths := map[key]string{}
-	for k, b := range c.boxes {
-		if path := b.snapshot().Bundle; path != "" {
-			paths[k] = path
-		}
-	}
+	boxes := slices.Collect(maps.Values(c.boxes))
 	c.mu.Unlock()
-	for k, path := range paths {
-		if c.watchBundle(path, k) != nil {
-			c.bundleGone(k)
-		}
+	for _, b := range boxes {
+		c.loadBundle(b)
+	}
+}
+
+func (c *Controller) loadBundle(b *box) {
+	if path := b.snapshot().Bundle; path != "" && c.watchBundle(path, b.k) != nil {
+		c.bundleGone(b.k)
 	}
 }
 

@@ -1,6 +1,7 @@
 package sandbox
 
 import (
+	"context"
 	"time"
 
 	"github.com/containerd/log"
@@ -47,17 +48,18 @@ func (b *box) removeAbandoned() {
 		case <-b.c.closed:
 			return
 		}
-		ctx := b.context()
-		if err := b.lock(ctx); err != nil {
-			return
-		}
-		defer b.unlock()
-		if !b.c.current(b) || !b.abandoned() {
-			return
-		}
-		log.G(ctx).Warn("sandbox removed: CRI gave up on it when an earlier daemon ended")
-		if err := b.remove(ctx); err != nil {
-			log.G(ctx).WithError(err).Error("remove a sandbox that CRI gave up on")
-		}
+		b.insist("remove a sandbox that CRI gave up on when an earlier daemon ended", b.removeUnclaimed)
 	})
+}
+
+// removeUnclaimed is one attempt of removeAbandoned. The caller holds op.
+func (b *box) removeUnclaimed(ctx context.Context) error {
+	if !b.c.current(b) || !b.abandoned() && !b.snapshot().Removing {
+		return nil
+	}
+	if err := b.remove(ctx); err != nil {
+		return err
+	}
+	log.G(ctx).Warn("sandbox removed: CRI gave up on it when an earlier daemon ended")
+	return nil
 }

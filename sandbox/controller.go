@@ -96,7 +96,8 @@ type Controller struct {
 	mu    sync.Mutex // guards the fields below
 	ended bool       // no new watchers
 	boxes map[key]*box
-	// unread are the directories, by name, of sandboxes that Load could not read.
+	// unread are the directories, by name, of sandboxes that Load could not read;
+	// true: for a reason that may pass.
 	unread map[string]bool
 }
 
@@ -202,7 +203,7 @@ func (c *Controller) findAny(ctx context.Context, id string) (*box, error) {
 // missingLocked says why there is no box. That a sandbox does not exist is said only
 // if it is certain: clients forget it then.
 func (c *Controller) missingLocked(k key) error {
-	if c.unread[k.hash()] {
+	if _, ok := c.unread[k.hash()]; ok {
 		return fmt.Errorf("sandbox %q: its files cannot be read, see the log: %w", k.id, errdefs.ErrUnavailable)
 	}
 	return fmt.Errorf("sandbox %q: %w", k.id, errdefs.ErrNotFound)

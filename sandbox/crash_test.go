@@ -7,10 +7,12 @@ import (
 	"path/filepath"
 	"slices"
 	"testing"
+	"time"
 
 	"github.com/containerd/containerd/api/types/runc/options"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/typeurl/v2"
+	"golang.org/x/sys/unix"
 
 	api "caisson/api/caisson/sandbox/v1"
 	"caisson/internal/monitor"
@@ -323,5 +325,134 @@ func TestWhatCannotBeReadIsNotCalledGone(t *testing.T) {
 		if st, err := r.tasks("sb").State(r.ctx(), "c", ""); err != nil || st.State != task.Running {
 			t.Errorf("mended: %+v, %v", st, err)
 		}
+	}
+}
+
+// TestReadAgainLater: what cannot be read for a reason that passes is taken over when
+// it has passed.
+func TestReadAgainLater(t *testing.T) {
+	r := newRig(t)
+	r.run("sb", &api.Options{})
+	r.container("sb", "c", "busybox sleep 1000")
+	for _, path := range []string{r.path("sb", "t", "c", "init.json"), r.path("sb", recordName)} {
+		r.close()
+		if err := os.Rename(path, path+".away"); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Mkdir(path, 0o700); err != nil { // it opens, and cannot be read
+			t.Fatal(err)
+		}
+		r.open()
+		running := func() bool {
+			tasks, err := r.ctl.Tasks(r.ctx(), "sb")
+			if err != nil {
+				if !errdefs.IsUnavailable(err) {
+					t.Errorf("%s: %v", filepath.Base(path), err)
+				}
+				return false
+			}
+			st, err := tasks.State(r.ctx(), "c", "")
+			if err != nil && !errdefs.IsUnavailable(err) {
+				t.Errorf("%s: %v", filepath.Base(path), err)
+			}
+			return err == nil && st.State == task.Running
+		}
+		if running() {
+			t.Errorf("%s: it was read", filepath.Base(path))
+		}
+		// In one step: a record that is not there says something else.
+		if err := unix.Renameat2(unix.AT_FDCWD, path+".away", unix.AT_FDCWD, path, unix.RENAME_EXCHANGE); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Remove(path + ".away"); err != nil {
+			t.Fatal(err)
+		}
+		r.eventually("the container is taken over", running)
+	}
+}
+
+// TestExitThatCannotBeWritten: it is told, and the monitor keeps it for a daemon that
+// has only the record.
+func TestExitThatCannotBeWritten(t *testing.T) {
+	r := newRig(t)
+	r.run("sb", &api.Options{})
+	out := r.container("sb", "c", "trap 'exit 9' TERM; echo ready; while :; do busybox usleep 10000; done")
+	r.eventually("the container is ready", func() bool { return r.output(out) == "ready" })
+	blocked := r.path("sb", "t", "c", "init.json.new")
+	if err := os.MkdirAll(filepath.Join(blocked, "full"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.tasks("sb").Kill(r.ctx(), "c", "", uint32(unix.SIGTERM), false); err != nil {
+		t.Fatal(err)
+	}
+	if exit := r.wait("sb", "c"); exit.Status != 9 {
+		t.Errorf("exit %+v", exit)
+	}
+	r.close()
+	if err := os.RemoveAll(blocked); err != nil {
+		t.Fatal(err)
+	}
+	r.open()
+	if exit := r.wait("sb", "c"); exit.Status != 9 {
+		t.Errorf("exit %+v, by the next daemon", exit)
+	}
+	if n := r.count("exit c c 9"); n != 1 {
+		t.Errorf("events %q", r.events.all())
+	}
+}
+
+// TestMonitorDiesWhileARuntimeStarts: the daemon waits for that runtime, and for no
+// other process that looks like one.
+func TestMonitorDiesWhileARuntimeStarts(t *testing.T) {
+	r := newRig(t)
+	r.run("sb", &api.Options{})
+	starts, runtime := filepath.Join(r.dir, "starts"), filepath.Join(r.dir, "slow-runc")
+	script := "#!/bin/sh\ncase \"$*\" in *' start '*) echo $$ >" + starts + "; busybox sleep 1;; esac\nexec runc \"$@\"\n"
+	if err := os.WriteFile(runtime, []byte(script), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	bystander := exec.Command("/bin/sh", "-c", "while :; do sleep 1; done", "sh", "--pid-file", "/run/some.pid", "--log", "/run/some.log")
+	if err := bystander.Start(); err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		_ = bystander.Wait() // it is killed, by whomever
+	}()
+	defer func() {
+		select {
+		case <-ended:
+			t.Error("a process of somebody else's was killed")
+		default:
+			_ = bystander.Process.Kill() // it runs
+			<-ended
+		}
+	}()
+	opts, err := typeurl.MarshalAny(&options.Options{BinaryName: runtime})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.tasks("sb").Create(r.ctx(), task.CreateRequest{ID: "c", Bundle: r.bundle("c", "busybox sleep 1000"), Options: opts}); err != nil {
+		t.Fatal(err)
+	}
+	started := make(chan error, 1)
+	go func() {
+		_, err := r.tasks("sb").Start(r.ctx(), "c", "")
+		started <- err
+	}()
+	r.eventually("the runtime starts the container", func() bool { _, err := os.Stat(starts); return err == nil })
+	begin := time.Now()
+	if err := unix.Kill(r.pids("sb")["monitor"], unix.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-started; err == nil {
+		t.Error("started without a monitor")
+	}
+	if took := time.Since(begin); took < 500*time.Millisecond {
+		t.Errorf("the runtime was not waited for: %v", took)
+	}
+	if _, err := r.ctl.Wait(r.ctx(), "sb"); err != nil {
+		t.Error(err)
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -51,12 +52,42 @@ func (c *Controller) Load(ctx context.Context, server Server) error {
 		return err
 	}
 	c.loadBundles(ctx)
+	c.mu.Lock()
+	unread := maps.Clone(c.unread)
+	c.mu.Unlock()
+	for name, again := range unread {
+		if again {
+			c.background(func() { c.loadLater(filepath.Join(c.cfg.Dir, name)) })
+		}
+	}
 	return nil
+}
+
+// loadLater takes over a sandbox whose record could not be read for want of
+// something, such as descriptors.
+func (c *Controller) loadLater(dir string) {
+	for pause := 50 * time.Millisecond; ; pause = min(2*pause, insistPause) {
+		select {
+		case <-time.After(pause):
+		case <-c.closed:
+			return
+		}
+		b := c.loadDir(context.Background(), dir)
+		c.mu.Lock()
+		again := c.unread[filepath.Base(dir)]
+		c.mu.Unlock()
+		if b != nil {
+			c.loadBundle(b)
+		}
+		if !again {
+			return
+		}
+	}
 }
 
 // loadDir takes over one sandbox. One that cannot be is reported and left as it
 // is, for a person to look at; it does not keep the others from being served.
-func (c *Controller) loadDir(ctx context.Context, dir string) {
+func (c *Controller) loadDir(ctx context.Context, dir string) *box {
 	var rec boxRecord
 	read := func() (err error) {
 		rec, err = readBox(dir, runMigrations)
@@ -75,7 +106,7 @@ func (c *Controller) loadDir(ctx context.Context, dir string) {
 		if err != nil {
 			log.G(ctx).WithError(err).WithField("path", dir).Warn("directory without a sandbox")
 		}
-		return
+		return nil
 	}
 	if err == nil && c.dir(key{rec.Namespace, rec.ID}) != dir {
 		err = fmt.Errorf("it is the record of sandbox %q: %w", rec.ID, errdefs.ErrDataLoss)
@@ -83,14 +114,15 @@ func (c *Controller) loadDir(ctx context.Context, dir string) {
 	if err != nil {
 		log.G(ctx).WithError(err).WithField("path", dir).Error("sandbox not loaded")
 		c.mu.Lock()
-		c.unread[filepath.Base(dir)] = true
+		c.unread[filepath.Base(dir)] = !errdefs.IsDataLoss(err) && !errdefs.IsFailedPrecondition(err)
 		c.mu.Unlock()
-		return
+		return nil
 	}
 	fault.Point("sandbox:load")
 	b := c.newBox(rec)
 	c.mu.Lock()
 	c.boxes[b.k] = b
+	delete(c.unread, filepath.Base(dir))
 	c.mu.Unlock()
 	b.op <- struct{}{}
 	defer b.unlock()
@@ -102,6 +134,7 @@ func (c *Controller) loadDir(ctx context.Context, dir string) {
 		c.background(func() { b.insist("take over a sandbox", b.resumeLeft) })
 	}
 	b.removeAbandoned()
+	return b
 }
 
 // resumeLeft is another attempt to take a sandbox over. The caller holds op.

@@ -182,8 +182,9 @@ func (c *Controller) Shutdown(ctx context.Context, sandboxID string) error {
 	return nil
 }
 
-// remove takes away all of a sandbox; the record in the store goes last, so that
-// what is left after a failure still has a name. The caller holds op.
+// remove takes away all of a sandbox. Its directory goes last: it says that the
+// sandbox is being removed, and so lets the next daemon finish what this one does not
+// live to. The caller holds op.
 func (b *box) remove(ctx context.Context) error {
 	switch b.snapshot().State {
 	case Reserved, Creating:
@@ -209,12 +210,14 @@ func (b *box) remove(ctx context.Context) error {
 		if err := b.unlisten(Endpoint.Remove); err != nil {
 			return err
 		}
-		if err := b.removeFiles(); err != nil {
-			return err
-		}
 	}
 	if rec.Kind == kindSandbox {
 		if err := b.deleteRecord(ctx); err != nil {
+			return err
+		}
+	}
+	if !rec.NoFiles {
+		if err := b.removeFiles(); err != nil {
 			return err
 		}
 	}

@@ -351,6 +351,7 @@ func (p *process) spawn(ctx context.Context, args commandLine) (_ monitor.Proces
 		return monitor.Process{}, err
 	}
 	if io.console != nil {
+		steps.Add("process", func(ctx context.Context) error { return kill(ctx, host, started.Serial) })
 		if err := p.takeTerminal(ctx, host, io); err != nil {
 			return monitor.Process{}, err
 		}
@@ -361,7 +362,7 @@ func (p *process) spawn(ctx context.Context, args commandLine) (_ monitor.Proces
 // run spawns a runtime with a process's stdio, waits for its end, and returns what
 // it left behind.
 func (p *process) run(ctx context.Context, host isolation.Host, f oci.Files, args []string, stdio []*os.File) (monitor.Process, error) {
-	exit, err := p.execute(ctx, host, monitor.SpawnRequest{PidFile: f.Pid, Args: args, Files: stdio})
+	exit, err := p.execute(ctx, host, f.Log, monitor.SpawnRequest{PidFile: f.Pid, Args: args, Files: stdio})
 	switch {
 	case err != nil:
 		return monitor.Process{}, err
@@ -375,9 +376,9 @@ func (p *process) run(ctx context.Context, host isolation.Host, f oci.Files, arg
 
 func failed(exit monitor.Exit) error { return fmt.Errorf("exit status %d", exitStatus(exit.Status)) }
 
-// execute runs an OCI runtime through the monitor, so that the daemon's end does not
-// interrupt it, and returns how it ended.
-func (p *process) execute(ctx context.Context, host isolation.Host, req monitor.SpawnRequest) (exit monitor.Exit, err error) {
+// execute runs an OCI runtime, which logs to logFile, through the monitor, so that the
+// daemon's end does not interrupt it, and returns how it ended.
+func (p *process) execute(ctx context.Context, host isolation.Host, logFile string, req monitor.SpawnRequest) (exit monitor.Exit, err error) {
 	set := p.c.set
 	req.Tag, req.Dir, req.Env = p.tag(), p.c.Bundle, os.Environ()
 	end, err := set.expect(req.Tag)
@@ -391,7 +392,7 @@ func (p *process) execute(ctx context.Context, host isolation.Host, req monitor.
 	runtime, err := host.Spawn(sctx, req)
 	if err != nil {
 		if errdefs.IsUnavailable(err) { // It may have been started all the same.
-			endOrphans(ctx, req.PidFile)
+			endOrphans(ctx, logFile)
 		}
 		return exit, fmt.Errorf("%v: start OCI runtime: %w", p, err)
 	}
@@ -404,7 +405,7 @@ func (p *process) execute(ctx context.Context, host isolation.Host, req monitor.
 	}
 	fault.Point("runtime:ended")
 	if !ok {
-		endOrphans(ctx, req.PidFile)
+		endOrphans(ctx, logFile)
 		return exit, fmt.Errorf("%v: %w", p, ErrMonitorGone)
 	}
 	return exit, nil
@@ -420,12 +421,6 @@ const runtimePatience = 10 * time.Second
 func stopRuntime(ctx context.Context, host isolation.Host, serial uint64, end <-chan monitor.Exit) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), runtimePatience+killTimeout)
 	defer cancel()
-	kill := func(serial uint64) error {
-		if err := host.Signal(ctx, serial, unix.SIGKILL); err != nil && !errdefs.IsNotFound(err) {
-			return fmt.Errorf("stop OCI runtime: %w", err)
-		}
-		return nil
-	}
 	patience := time.After(runtimePatience)
 	for {
 		select {
@@ -433,15 +428,23 @@ func stopRuntime(ctx context.Context, host isolation.Host, serial uint64, end <-
 			if exit.Adopted == nil {
 				return nil
 			}
-			return kill(exit.Adopted.Serial)
+			return kill(ctx, host, exit.Adopted.Serial)
 		case <-patience:
-			if err := kill(serial); err != nil {
+			if err := kill(ctx, host, serial); err != nil {
 				return err
 			}
 		case <-ctx.Done():
 			return fmt.Errorf("stop OCI runtime: %w", ctx.Err())
 		}
 	}
+}
+
+// kill ends a process of the monitor's that nobody was told of.
+func kill(ctx context.Context, host isolation.Host, serial uint64) error {
+	if err := host.Signal(ctx, serial, unix.SIGKILL); err != nil && !errdefs.IsNotFound(err) {
+		return fmt.Errorf("end what the OCI runtime has made: %w", err)
+	}
+	return nil
 }
 
 func verb(p *process) string {

@@ -18,8 +18,8 @@ func (s *Set) EndOrphans(ctx context.Context) { endOrphans(ctx, s.dir("")+"/") }
 
 // endOrphans waits for OCI runtimes that lost their monitor, and so all who know of
 // them: what they still make has to be there when it is ended. Those that take long
-// are killed. They are found by their option --pid-file, whose value begins with
-// prefix.
+// are killed. They are found by their option --log, whose value begins with prefix: a
+// path in the directory of the set.
 func endOrphans(ctx context.Context, prefix string) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), runtimePatience)
 	defer cancel()
@@ -65,7 +65,7 @@ func awaitOrphan(ctx context.Context, pidfd int) {
 	}
 }
 
-// isRuntime tells whether a process is an OCI runtime that the monitor started. A
+// isRuntime tells whether a process is an OCI runtime that works for the set. A
 // container's process that says so has a PID namespace of its own.
 func isRuntime(proc, prefix string) bool {
 	line, err := os.ReadFile(proc + "/cmdline")
@@ -74,7 +74,7 @@ func isRuntime(proc, prefix string) bool {
 	}
 	args := bytes.Split(line, []byte{0})
 	for i := 1; i < len(args); i++ {
-		if string(args[i-1]) == "--pid-file" && strings.HasPrefix(string(args[i]), prefix) {
+		if string(args[i-1]) == "--log" && strings.HasPrefix(string(args[i]), prefix) {
 			theirs, err := os.Readlink(proc + "/ns/pid")
 			ours, own := os.Readlink("/proc/self/ns/pid")
 			return err == nil && own == nil && theirs == ours

@@ -85,6 +85,7 @@ type process struct {
 
 	mu     sync.Mutex // guards the fields below
 	rec    record
+	ahead  bool // rec is ahead of what is written down
 	term   *stdio.Terminal
 	unread *unread       // output that waits for its reader; nil if all is released
 	hangup *stdio.Hangup // of the client at stdin; nil if there is none to watch
@@ -182,17 +183,27 @@ func (p *process) move(to State, change func(*record)) error {
 		return fmt.Errorf("%v: %w", p, err)
 	}
 	p.mu.Lock()
-	p.rec = next
+	p.rec, p.ahead = next, false
 	p.mu.Unlock()
 	return nil
 }
 
-// save writes the record as it is.
+// save writes the record as it is. The caller holds op.
 func (p *process) save() error {
 	if err := statefile.Write(p.path, p.snapshot()); err != nil {
 		return fmt.Errorf("%v: %w", p, err)
 	}
+	p.mu.Lock()
+	p.ahead = false
+	p.mu.Unlock()
 	return nil
+}
+
+// unwritten tells whether the record says less than what is known.
+func (p *process) unwritten() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.ahead
 }
 
 // ended handles the end of the process as the monitor tells it. It may be told
@@ -236,19 +247,30 @@ func (p *process) settleEnd(e monitor.Exit) {
 	if rec.Stdio.Terminal {
 		p.c.set.background(func() { p.drain(ctx) })
 	}
-	settle := func() error {
-		err := p.publishExit(ctx)
-		if err == nil {
-			p.c.set.ack(e.Serial)
-		}
-		return err
-	}
-	if err := settle(); err != nil {
+	if err := p.letGo(ctx, e.Serial); err != nil {
 		// Until it is acknowledged, the next daemon is told again.
 		log.G(ctx).WithError(err).Error("publish exit")
-		p.c.set.retry(settle)
+		p.c.set.retry(func() error {
+			p.op <- struct{}{}
+			defer p.unlock()
+			return p.letGo(ctx, e.Serial)
+		})
 	}
 	p.finish()
+}
+
+// letGo tells the exit, and acknowledges it once it is also written down: else the
+// next daemon would find a process that ran, and nobody who knows how it ended. The
+// caller holds op.
+func (p *process) letGo(ctx context.Context, serial uint64) error {
+	err := p.publishExit(ctx)
+	if err == nil && p.unwritten() && p.current() {
+		err = p.save()
+	}
+	if err == nil {
+		p.c.set.ack(serial)
+	}
+	return err
 }
 
 // stop records the end of the process.
@@ -274,7 +296,7 @@ func (p *process) note(ctx context.Context, to State, change func(*record)) {
 func (p *process) remember(to State, change func(*record)) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.rec.State = to
+	p.rec.State, p.ahead = to, true
 	change(&p.rec)
 }
 

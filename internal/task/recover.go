@@ -27,7 +27,8 @@ import (
 // and mends what the old daemon left half done: a container whose creation it
 // did not finish is undone, since nobody was told of it; a start is taken to
 // its end if the process is there. host is nil if the sandbox's monitor is
-// gone: then whatever ran has ended in a way that nobody saw. Attach follows.
+// gone: then whatever ran has ended in a way that nobody saw. Attach follows. A Load
+// that failed can be repeated.
 func (s *Set) Load(ctx context.Context, host isolation.Host) error {
 	entries, err := os.ReadDir(filepath.Join(s.cfg.Dir, "t"))
 	if errors.Is(err, os.ErrNotExist) {
@@ -68,6 +69,9 @@ func (s *Set) Load(ctx context.Context, host isolation.Host) error {
 		})
 		if errdefs.IsNotFound(err) && s.removeUnborn(name) == nil {
 			continue
+		}
+		if err != nil && !errdefs.IsDataLoss(err) && !errdefs.IsInvalidArgument(err) && !errdefs.IsNotFound(err) {
+			return fmt.Errorf("sandbox %q: %w", s.cfg.SandboxID, err) // for want of something
 		}
 		if err != nil {
 			// Kept for a person to look at: never remove what cannot be read.

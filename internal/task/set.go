@@ -77,7 +77,7 @@ type Set struct {
 	withheld   bool            // there may be containers that Load has not found yet
 	unread     map[string]bool // containers whose files Load could not read
 	containers map[string]*container
-	deleted    map[string]Status // see Config.KeepsDeleted
+	deleted    map[string]Status            // see Config.KeepsDeleted
 	runs       map[string]chan monitor.Exit // runtimes that somebody waits for, by tag
 	before     uint64                       // the last process of an earlier daemon's
 }

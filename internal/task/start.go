@@ -82,7 +82,7 @@ func (p *process) release(ctx context.Context) error {
 	logFile := p.c.log("")
 	var exit monitor.Exit
 	if err = fault.Fail("runtime:start", unix.EAGAIN, unix.ENOMEM, unix.EMFILE); err == nil {
-		exit, err = p.execute(ctx, host, monitor.SpawnRequest{Args: p.c.Runtime.StartArgs(p.c.ID, logFile)})
+		exit, err = p.execute(ctx, host, logFile, monitor.SpawnRequest{Args: p.c.Runtime.StartArgs(p.c.ID, logFile)})
 	}
 	if err == nil && exitStatus(exit.Status) != 0 {
 		err = p.c.Runtime.Explain("start", logFile, failed(exit))

@@ -243,16 +243,16 @@ func (c *container) thawToDie(ctx context.Context, sig unix.Signal) error {
 // Pause stops every process of a container until Resume. FailedPrecondition: it
 // does not run. Pausing a paused container changes nothing.
 func (s *Set) Pause(ctx context.Context, id string) error {
-	return s.freeze(ctx, id, true, &events.TaskPaused{ContainerID: id})
+	return s.freeze(ctx, id, true, "pause", &events.TaskPaused{ContainerID: id})
 }
 
 // Resume lets a paused container go on. Resuming one that is not paused is
 // FailedPrecondition.
 func (s *Set) Resume(ctx context.Context, id string) error {
-	return s.freeze(ctx, id, false, &events.TaskResumed{ContainerID: id})
+	return s.freeze(ctx, id, false, "resume", &events.TaskResumed{ContainerID: id})
 }
 
-func (s *Set) freeze(ctx context.Context, id string, frozen bool, event any) error {
+func (s *Set) freeze(ctx context.Context, id string, frozen bool, verb string, event any) error {
 	p, err := s.acquire(ctx, id, "")
 	if err != nil {
 		return err
@@ -266,8 +266,16 @@ func (s *Set) freeze(ctx context.Context, id string, frozen bool, event any) err
 	if st.State != Running {
 		return fmt.Errorf("task %q: it is %s, not running: %w", id, st.State, errdefs.ErrFailedPrecondition)
 	}
+	// A request that comes again is told again, and the journal keeps one of the two.
+	req, key := request.From(ctx), ""
+	if req.ID != "" {
+		key = p.key(verb, p.snapshot().Serial) + "/" + req.ID
+	}
 	if st.Paused == frozen {
-		if frozen || request.From(ctx).Again {
+		if req.Again {
+			return s.publish(ctx, key, event)
+		}
+		if frozen {
 			return nil
 		}
 		return fmt.Errorf("task %q: it is not paused: %w", id, errdefs.ErrFailedPrecondition)
@@ -287,5 +295,5 @@ func (s *Set) freeze(ctx context.Context, id string, frozen bool, event any) err
 	c.mu.Lock()
 	c.paused = frozen
 	c.mu.Unlock()
-	return s.publish(ctx, "", event)
+	return s.publish(ctx, key, event)
 }

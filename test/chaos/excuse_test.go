@@ -63,14 +63,18 @@ func (b *book) known() map[string]bool {
 	return maps.Clone(b.ids)
 }
 
-// kill notes the end of a pod's or container's process, before it is killed.
-func (b *book) kill(id, what string) {
+// kill notes the end of a pod's or container's process, before it is killed. init: it
+// may have become the container's first process when it dies.
+func (b *book) kill(id, what string, init bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.killed == nil {
 		b.killed = map[string][]string{}
 	}
 	b.killed[id] = append(b.killed[id], what)
+	if init {
+		b.killed[id] = append(b.killed[id], "process")
+	}
 	b.trace.Printf("%s of %s is killed", what, id)
 	b.countLocked(what)
 }

@@ -20,6 +20,7 @@ type victim struct {
 	pid  int
 	what string
 	id   string
+	init bool // it is the runtime's, and becomes the container's process
 }
 
 // victims finds the processes of the pods and containers that were answered for, in
@@ -52,12 +53,12 @@ func (c *chaos) judge(pid int, args []string) victim {
 	program := filepath.Base(args[0])
 	for _, what := range []string{"monitor", "holder"} {
 		if program == "caisson-"+what && len(args) > 1 {
-			return victim{pid, what, strings.TrimPrefix(args[1], harness.CRINamespace+"/")}
+			return victim{pid: pid, what: what, id: strings.TrimPrefix(args[1], harness.CRINamespace+"/")}
 		}
 	}
 	last := args[len(args)-1]
 	if program == "runc" && strings.Contains(strings.Join(args, " "), c.h.State+"/") {
-		return victim{pid, "runtime", last}
+		return victim{pid: pid, what: "runtime", id: last}
 	}
 	group, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid))
 	_, below, ours := bytes.Cut(group, []byte("/"+c.h.Token+"/"))
@@ -65,9 +66,9 @@ func (c *chaos) judge(pid int, args []string) victim {
 		return victim{}
 	}
 	name, _, _ := bytes.Cut(below, []byte("\n"))
-	v := victim{pid, "exec", filepath.Base(string(name))}
-	if program == "runc" { // it becomes the process
-		v.what = "runtime"
+	v := victim{pid: pid, what: "exec", id: filepath.Base(string(name))}
+	if program == "runc" {
+		v.what, v.init = "runtime", first(pid)
 	} else if first(pid) {
 		v.what = "process"
 	}
@@ -108,7 +109,7 @@ func killOne(what string) func(*chaos, *rand.Rand) error {
 		if !slices.Contains(c.victims(what), v) {
 			return nil
 		}
-		c.book.kill(v.id, what)
+		c.book.kill(v.id, what, v.init)
 		if err := unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0); err != nil && err != unix.ESRCH {
 			return fmt.Errorf("%s %d: kill: %w", what, v.pid, err)
 		}
