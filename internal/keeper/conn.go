@@ -262,6 +262,8 @@ func (c *Conn) ended() error {
 
 // begin decides what to do with a frame. What is not a request, which no client of
 // these services sends, or has a stream that is in use, is passed on to be refused.
+// So is a request for which the journal has no room, to be served all the same: it is
+// lost if the daemon is killed before it has answered.
 func (c *Conn) begin(h head) error {
 	if h.length() > maxFrame {
 		return fmt.Errorf("connection %s: frame of %d bytes: %w", c.name, h.payload, unix.EMSGSIZE)
@@ -270,9 +272,11 @@ func (c *Conn) begin(h head) error {
 		c.passing = h.length()
 		return nil
 	}
-	var err error
-	c.partial, err = c.journal.open(h.stream, h.length())
-	return err
+	if c.partial = c.journal.open(h.stream, h.length()); c.partial == nil {
+		log.L.WithField("connection", c.name).Warnf("%d requests wait for an answer: another one is not recorded", maxSlots)
+		c.passing = h.length()
+	}
+	return nil
 }
 
 // takePart handles bytes that are in the socket: as many as belong to one frame.

@@ -8,10 +8,12 @@ import (
 	"os"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
+	"caisson/internal/fault"
 	"caisson/internal/request"
 )
 
@@ -92,21 +94,36 @@ func (j *journal) writeHead(s *slot) error {
 	return j.write(head[:], s.offset())
 }
 
+// memoryPatience is how long a request or an answer may wait for memory: without, its
+// connection ends, and the client's task with it.
+const memoryPatience = 5 * time.Second
+
 func (j *journal) write(data []byte, at int64) error {
-	if _, err := j.f.WriteAt(data, at); err != nil {
-		return fmt.Errorf("record a request: %w", err)
+	for begin, pause := time.Now(), time.Millisecond; ; pause = min(2*pause, 50*time.Millisecond) {
+		err := fault.Fail("request:record", unix.ENOSPC, unix.ENOMEM)
+		if err == nil {
+			_, err = j.f.WriteAt(data, at)
+		}
+		if err == nil {
+			return nil
+		}
+		short := errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.ENOMEM)
+		if !short || time.Since(begin) > memoryPatience {
+			return fmt.Errorf("record a request: %w", err)
+		}
+		time.Sleep(pause) // nobody tells when there is memory
 	}
-	return nil
 }
 
-// open takes a slot for a request of which nothing was recorded yet.
-func (j *journal) open(stream, want uint32) (*slot, error) {
+// open takes a slot for a request of which nothing was recorded yet; nil: there is
+// none.
+func (j *journal) open(stream, want uint32) *slot {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	i := slices.Index(j.used, false)
 	if i < 0 {
 		if len(j.used) == maxSlots {
-			return nil, fmt.Errorf("%d requests wait for an answer: %w", maxSlots, errdefs.ErrResourceExhausted)
+			return nil
 		}
 		i = len(j.used)
 		j.used = append(j.used, false)
@@ -114,7 +131,7 @@ func (j *journal) open(stream, want uint32) (*slot, error) {
 	j.used[i] = true
 	s := &slot{index: i, state: receiving, stream: stream, want: want}
 	j.slots[stream] = s
-	return s, nil
+	return s
 }
 
 func (j *journal) find(stream uint32) *slot {

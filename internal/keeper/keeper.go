@@ -26,9 +26,12 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
 	"github.com/containerd/ttrpc"
+	"golang.org/x/sys/unix"
 
+	"caisson/internal/fault"
 	"caisson/internal/monitor"
 	"caisson/internal/request"
+	"caisson/internal/undo"
 )
 
 // What the keeper keeps, by the beginning of its name. An owner is
@@ -118,30 +121,43 @@ func (k *Keeper) takeOver(ctx context.Context) error {
 		if strings.HasPrefix(name, greetedPrefix) {
 			continue // Greeted takes it when it can be served.
 		}
-		files, err := k.conn.Fetch(ctx, name)
-		if err != nil {
-			return err
-		}
+		take := k.takeFile
 		if strings.HasPrefix(name, connPrefix) {
-			err = k.takeConn(ctx, name, files)
-		} else if len(files) == 1 {
-			k.files[name] = files
-			k.left[name] = files[0]
+			take = k.takeConn
 		}
-		if err != nil {
+		err := undo.Try(ctx, func() error { return take(ctx, name) })
+		if errdefs.IsDataLoss(err) {
 			// One that cannot be understood must not keep the others from going on.
 			log.G(ctx).WithError(err).WithField("connection", name).Error("connection not taken over")
 			err = k.conn.Drop(ctx, name)
 		}
 		if err != nil {
-			return err
+			return err // It is still kept, for a daemon that starts later.
 		}
 	}
 	return nil
 }
 
+// takeFile takes over a socket.
+func (k *Keeper) takeFile(ctx context.Context, name string) error {
+	files, err := k.conn.Fetch(ctx, name)
+	if err == nil && len(files) != 1 {
+		err = corrupt("descriptors", len(files))
+	}
+	if err != nil {
+		return err
+	}
+	k.files[name] = files
+	k.left[name] = files[0]
+	return nil
+}
+
 // takeConn adopts a connection; one that has no client any more is dropped.
-func (k *Keeper) takeConn(ctx context.Context, name string, files []*os.File) (err error) {
+func (k *Keeper) takeConn(ctx context.Context, name string) (err error) {
+	files, err := k.conn.Fetch(ctx, name)
+	if err != nil {
+		return err
+	}
 	defer func() {
 		for _, f := range files {
 			f.Close() // a duplicate of what is kept or was taken over
@@ -151,12 +167,18 @@ func (k *Keeper) takeConn(ctx context.Context, name string, files []*os.File) (e
 		return corrupt("descriptors", len(files))
 	}
 	j := newJournal(files[1])
+	if err := fault.Fail("keeper:adopt", unix.EMFILE); err != nil {
+		return err
+	}
 	c, err := newConn(k, name, files[0], j)
 	if err != nil {
 		return err
 	}
 	files = files[:1]
 	gone, err := c.adopt()
+	if errors.Is(err, unix.EPIPE) || errors.Is(err, unix.ECONNRESET) {
+		gone, err = true, nil // just now
+	}
 	if err == nil && !gone {
 		k.conns[name] = c
 		k.adopted[c.owner()] = append(k.adopted[c.owner()], c)

@@ -124,6 +124,85 @@ func TestOutlives(t *testing.T) {
 	}
 }
 
+// TestMoreRequestsThanSlots: one for which there is no room is served all the same.
+func TestMoreRequestsThanSlots(t *testing.T) {
+	r := newRig(t)
+	k := r.open()
+	l := r.listen(k)
+	client := r.dial()
+	send(t, client, call(1, "Wait", nil))
+	c := accept(t, l)
+	expectCall(t, c, 1, "Wait", false)
+	for stream := uint32(3); c.journal.open(stream, frameHead) != nil; stream += 2 {
+	}
+	send(t, client, call(1<<20+1, "Kill", []byte("which")))
+	if stream, method, id, payload := readCall(t, c); stream != 1<<20+1 || method != "Kill" || id != "" || string(payload) != "which" {
+		t.Errorf("stream %d, method %q, ID %q, payload %q", stream, method, id, payload)
+	}
+	answer(t, c, 1<<20+1, "killed")
+	expectAnswer(t, client, 1<<20+1, "killed")
+	answer(t, c, 1, "over")
+	expectAnswer(t, client, 1, "over")
+	client.Close()
+	c.Close()
+	if err := errors.Join(l.Remove(), k.Close(testContext(t))); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestNoDescriptorsForAConnection: a daemon that cannot take a connection over does not
+// start, and leaves it to one that can.
+func TestNoDescriptorsForAConnection(t *testing.T) {
+	r := newRig(t)
+	k := r.open()
+	l := r.listen(k)
+	client := r.dial()
+	send(t, client, call(1, "Wait", nil))
+	expectCall(t, accept(t, l), 1, "Wait", false)
+	kill(k)
+
+	var before unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &before); err != nil {
+		t.Fatal(err)
+	}
+	// At first none, then enough to ask the keeper, and then for all that it has.
+	lowest, err := unix.Dup(2)
+	if err != nil {
+		t.Fatal(err)
+	}
+	unix.Close(lowest)
+	refused := 0
+	for more := range 100 {
+		low := unix.Rlimit{Cur: uint64(lowest + more), Max: before.Max}
+		if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &low); err != nil {
+			t.Fatal(err)
+		}
+		k, err := Open(testContext(t), r.cfg)
+		if rerr := unix.Setrlimit(unix.RLIMIT_NOFILE, &before); rerr != nil {
+			t.Fatal(rerr)
+		}
+		if err == nil {
+			kill(k)
+			break
+		}
+		refused++
+	}
+	if refused < 5 {
+		t.Errorf("only %d daemons did not start", refused)
+	}
+	k = r.open()
+	l = r.listen(k)
+	c := accept(t, l)
+	expectCall(t, c, 1, "Wait", true)
+	answer(t, c, 1, "over")
+	expectAnswer(t, client, 1, "over")
+	client.Close()
+	c.Close()
+	if err := errors.Join(l.Remove(), k.Close(testContext(t))); err != nil {
+		t.Error(err)
+	}
+}
+
 // idle tells that there is nothing to read.
 func (r *rig) idle(c net.Conn) bool {
 	raw, err := c.(*net.UnixConn).SyscallConn()

@@ -4,8 +4,12 @@ import (
 	"context"
 	"errors"
 	"math/rand/v2"
+	"path/filepath"
 	"time"
 
+	"golang.org/x/sys/unix"
+
+	"caisson/internal/monitor"
 	"caisson/test/daemon"
 )
 
@@ -21,6 +25,7 @@ type kind struct {
 var kinds = []kind{
 	{name: "caissond", weight: 2, all: true, do: (*chaos).killCaissond},
 	{name: "containerd", weight: 1, stock: true, all: true, do: (*chaos).killContainerd},
+	{name: "keeper", weight: 1, stock: true, do: (*chaos).killKeeper},
 	{name: "monitor", weight: 2, do: killOne("monitor")},
 	{name: "holder", weight: 2, do: killOne("holder")},
 	{name: "runtime", weight: 2, do: killOne("runtime")},
@@ -94,6 +99,35 @@ func (c *chaos) killContainerd(r *rand.Rand) error {
 	}
 	time.Sleep(away(r))
 	return c.startAgain(c.h.StartContainerd)
+}
+
+// killKeeper kills what keeps the connections, which excuses nothing: the daemon has
+// them too, and starts another one. It waits for that, since both at once are too many.
+func (c *chaos) killKeeper(*rand.Rand) error {
+	old, err := c.keeper()
+	if err != nil {
+		return err
+	}
+	c.book.kill("keeper", "keeper", false)
+	if err := unix.Kill(old, unix.SIGKILL); err != nil {
+		return err
+	}
+	return daemon.Poll(context.Background(), patience, func() error {
+		pid, err := c.keeper()
+		if err == nil && pid == old {
+			err = errors.New("the keeper is still there")
+		}
+		return err
+	})
+}
+
+// keeper is the pid of the daemon's.
+func (c *chaos) keeper() (int, error) {
+	conn, err := monitor.Dial(context.Background(), filepath.Join(c.h.State, "keeper"))
+	if err != nil {
+		return 0, err
+	}
+	return conn.Pid(), conn.Close()
 }
 
 func (c *chaos) startAgain(start func(context.Context) error) error {

@@ -180,7 +180,8 @@ func survey(t *testing.T, points []point) []one {
 // lasting are the faults that go on until the call has returned: a disk that is
 // full stays so.
 func lasting(p point, c call) []string {
-	if len(p.faults) == 1 || c.restart || c.unasked || strings.HasPrefix(p.name, "monitor:") { // which are waited for
+	waitedFor := strings.HasPrefix(p.name, "monitor:") || strings.HasPrefix(p.name, "request:")
+	if len(p.faults) == 1 || c.restart || c.unasked || waitedFor {
 		return nil
 	}
 	return []string{p.faults[1] + "+"}
