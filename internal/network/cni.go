@@ -29,6 +29,9 @@ type cniRecord struct {
 	Config      json.RawMessage // a CNI configuration list
 	Args        map[string]string
 	Ports       []PortMapping
+	// Adding is set while ADD is under way: a daemon that finds it was not there to
+	// see the end, and plugins may still be running.
+	Adding bool `json:",omitempty"`
 }
 
 // plugins is one network attachment.
@@ -80,6 +83,7 @@ func (m *Manager) configured(req Request) (*plugins, error) {
 		Config:      json.RawMessage(list.Source),
 		Args:        cniArgs(req),
 		Ports:       req.Ports,
+		Adding:      true,
 	})
 }
 
@@ -177,8 +181,9 @@ func (m *Manager) plugins(record cniRecord) (*plugins, error) {
 	return &plugins{record: record, dirs: m.cfg.CNIBinDirs, cni: cni}, nil
 }
 
-// saveRecord writes the record before the first plugin runs. A daemon killed
-// in the middle leaves at most a temporary file, which removeRecord removes.
+// saveRecord writes the record, before the first plugin runs and after the last. A
+// daemon killed in the middle leaves at most a temporary file, which removeRecord
+// removes.
 func (m *Manager) saveRecord(name string, record cniRecord) error {
 	b, err := json.Marshal(record)
 	if err != nil {

@@ -29,6 +29,9 @@ const pluginDir = "/usr/lib/cni"
 const innerEnv = "CAISSON_NETWORK_TEST_INNER"
 
 func TestMain(m *testing.M) {
+	if dir := os.Getenv(daemonEnv); dir != "" {
+		os.Exit(playDaemon(dir))
+	}
 	if os.Getenv(innerEnv) != "" {
 		os.Exit(inner(m))
 	}

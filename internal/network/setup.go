@@ -52,6 +52,10 @@ func (m *Manager) Setup(ctx context.Context, req Request) (_ Result, err error) 
 		if err = m.saveRecord(req.Name, plugins.record); err == nil {
 			err = plugins.add(ctx, path, &result)
 		}
+		if err == nil {
+			plugins.record.Adding = false
+			err = m.saveRecord(req.Name, plugins.record)
+		}
 	}
 	fault.Point("network:made")
 	if err != nil {
@@ -80,6 +84,13 @@ func (m *Manager) Teardown(ctx context.Context, req Request) error {
 		return fail(err)
 	}
 	if plugins != nil {
+		if plugins.record.Adding {
+			// Plugins outlive a daemon that is killed, and their own children a plugin
+			// that is: what they do after DEL nobody would take back.
+			if err := endPlugins(ctx, plugins.record.ContainerID, pluginPatience); err != nil {
+				return fail(err)
+			}
+		}
 		ns := path
 		if !isNetNS(path) {
 			ns = "" // gone, after a reboot for example; addresses are still held
