@@ -12,14 +12,21 @@ import (
 	"os/signal"
 	"strconv"
 	"strings"
+	"time"
 
+	"github.com/containerd/log"
 	"golang.org/x/sys/unix"
 )
 
+// retryPause is between two attempts to read the list of children when the machine
+// is short of something.
+const retryPause = 100 * time.Millisecond
+
 // Orphans reaps what this process inherits, until done is closed. On an error nothing
-// is inherited, or no more of it reaped. What others wait for, with os/exec, it must not touch. The kernel keeps a list of children for each
-// thread and enters orphans in that of the first one; so the caller is locked to the
-// first thread, where no child is ever made. A main package does both in its init:
+// is inherited. What others wait for, with os/exec, it must not touch. The kernel
+// keeps a list of children for each thread and enters orphans in that of the first
+// one; so the caller is locked to the first thread, where no child is ever made. A
+// main package does both in its init:
 //
 //	func init() { runtime.LockOSThread() }
 //
@@ -45,16 +52,36 @@ func Orphans(done <-chan struct{}) error {
 		case <-done:
 			return nil
 		}
-		list, err := os.ReadFile(children)
-		if err != nil {
-			return fmt.Errorf("reap orphans: %w", err)
-		}
-		for _, word := range strings.Fields(string(list)) {
-			orphan, err := strconv.Atoi(word)
-			if err != nil {
-				return fmt.Errorf("reap orphans: %s has %q", children, list)
+		// Whoever inherits must reap: no error of reading ends that.
+		for attempt := 0; ; attempt++ {
+			err := reapList(children)
+			if err == nil {
+				break
 			}
-			_, _ = unix.Wait4(orphan, nil, unix.WNOHANG, nil) // it runs, or how it ended is nobody's business
+			if attempt == 0 {
+				log.L.WithError(err).Error("reap orphans: try again until it works")
+			}
+			select {
+			case <-time.After(retryPause):
+			case <-done:
+				return nil
+			}
 		}
 	}
+}
+
+// reapList reaps the zombies in a file of the kernel's with pids.
+func reapList(children string) error {
+	list, err := os.ReadFile(children)
+	if err != nil {
+		return err
+	}
+	for _, word := range strings.Fields(string(list)) {
+		orphan, err := strconv.Atoi(word)
+		if err != nil {
+			return fmt.Errorf("%s has %q", children, list)
+		}
+		_, _ = unix.Wait4(orphan, nil, unix.WNOHANG, nil) // it runs, or how it ended is nobody's business
+	}
+	return nil
 }

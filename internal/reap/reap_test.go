@@ -3,12 +3,15 @@ package reap
 import (
 	"bufio"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"runtime"
+	"strings"
 	"testing"
 	"time"
 
+	"github.com/containerd/log"
 	"golang.org/x/sys/unix"
 )
 
@@ -62,6 +65,11 @@ func endOrphan(t *testing.T, pidfd int) {
 	if err := unix.PidfdSendSignal(pidfd, unix.SIGKILL, nil, 0); err != nil {
 		t.Fatal(err)
 	}
+	awaitReaped(t, pidfd)
+}
+
+func awaitReaped(t *testing.T, pidfd int) {
+	t.Helper()
 	limit := time.Now().Add(10 * time.Second)
 	for unix.PidfdSendSignal(pidfd, 0, nil, 0) != unix.ESRCH {
 		if time.Now().After(limit) {
@@ -96,6 +104,52 @@ func TestChildrenAreLeftToTheirParents(t *testing.T) {
 	if err := cmd.Wait(); cmd.ProcessState == nil || cmd.ProcessState.ExitCode() != 7 {
 		t.Errorf("it was reaped by another: %v", err)
 	}
+}
+
+// logged gets what is logged from now on, line by line.
+func logged(t *testing.T) <-chan string {
+	t.Helper()
+	r, w := io.Pipe()
+	old := log.L.Logger.Out
+	log.L.Logger.SetOutput(w)
+	t.Cleanup(func() { log.L.Logger.SetOutput(old); w.Close() })
+	lines := make(chan string, 100)
+	go func() {
+		for s := bufio.NewScanner(r); s.Scan(); {
+			lines <- s.Text()
+		}
+	}()
+	return lines
+}
+
+// TestOrphansAreReapedLater: a process without a descriptor left cannot see whom it has
+// inherited, but has not forgotten them.
+func TestOrphansAreReapedLater(t *testing.T) {
+	lines := logged(t)
+	first, second := orphan(t), orphan(t)
+	var before unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &before); err != nil {
+		t.Fatal(err)
+	}
+	none := before
+	none.Cur = 0
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &none); err != nil {
+		t.Fatal(err)
+	}
+	err := unix.PidfdSendSignal(first, unix.SIGKILL, nil, 0)
+	var line string
+	select {
+	case line = <-lines:
+	case <-time.After(10 * time.Second):
+	}
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &before); err != nil {
+		t.Fatal(err)
+	}
+	if err != nil || !strings.Contains(line, unix.EMFILE.Error()) {
+		t.Errorf("logged: %q, %v", line, err)
+	}
+	awaitReaped(t, first) // without another signal
+	endOrphan(t, second)
 }
 
 func TestNotOnAnotherThread(t *testing.T) {
