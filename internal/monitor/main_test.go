@@ -220,6 +220,8 @@ func play(role string, args []string) int {
 	switch role {
 	case "peer": // connects as nobody and reports what it gets
 		return playPeer(args[0])
+	case "stranger": // waits for a greeting as nobody
+		return playStranger(args[0])
 	case "runtime": // leaves a process behind, as an OCI runtime does
 		return playRuntime(args)
 	}

@@ -183,7 +183,8 @@ int do_accept(struct request *rq)
 
 static struct {
 	char listener[MAX_TAG + 1], prefix[MAX_TAG + 1];
-	unsigned max, count, n;
+	unsigned max, n;
+	uint32_t last; /* number given; names are not used again when another GREET comes */
 	unsigned char bytes[MAX_GREETING];
 } greeting;
 
@@ -200,21 +201,47 @@ int do_greet(struct request *rq)
 	memcpy(greeting.bytes, rq->body.p, n);
 	greeting.max = max;
 	greeting.n = n;
-	greeting.count = 0;
 	return 0;
+}
+
+/* Those that a daemon did not live to take count, too. */
+static unsigned waiting(void)
+{
+	size_t len = strlen(greeting.prefix);
+	unsigned n = 0;
+
+	for (size_t i = 0; i < kept.n; i++)
+		n += strncmp(((struct kept *)table_at(&kept, i))->name, greeting.prefix, len) == 0;
+	return n;
 }
 
 int greeting_fd(void)
 {
-	long at = greeting.count < greeting.max ? find(greeting.listener) : -1;
+	long at = greeting.max > 0 && waiting() < greeting.max ? find(greeting.listener) : -1;
 
 	return at < 0 ? -1 : ((struct kept *)table_at(&kept, at))->fds[0];
+}
+
+/* A name with the prefix that nothing is kept under. */
+static void new_name(char name[MAX_TAG + 1])
+{
+	char *start = name + strlen(strcpy(name, greeting.prefix)), *p;
+	uint32_t v;
+
+	do {
+		p = start;
+		v = ++greeting.last;
+		do /* any order of the digits will do */
+			*p++ = '0' + v % 10;
+		while ((v /= 10) > 0);
+		*p = 0;
+	} while (find(name) >= 0);
 }
 
 void greet_one(void)
 {
 	struct request rq = {.nfds = 1};
-	char name[MAX_TAG + 1], *p = name + strlen(strcpy(name, greeting.prefix));
+	char name[MAX_TAG + 1];
 	long old;
 	int fd = greeting_fd();
 
@@ -225,10 +252,11 @@ void greet_one(void)
 			greeting.max = 0; /* no use in trying again and again */
 		return;
 	}
-	greeting.count++;
-	for (unsigned v = greeting.count; v > 0; v /= 10) /* any order of the digits will do */
-		*p++ = '0' + v % 10;
-	*p = 0;
+	if (!is_root(rq.fds[0])) {
+		close(rq.fds[0]);
+		return;
+	}
+	new_name(name);
 	if (send(rq.fds[0], greeting.bytes, greeting.n, MSG_NOSIGNAL) != (ssize_t)greeting.n ||
 	    make_room(name, 1, &old) || enter(&rq, name, old))
 		close(rq.fds[0]);

@@ -292,15 +292,21 @@ void unmap_buffers(void)
 	munmap(in_buf, 2 * MSG_MAX);
 }
 
-static void accept_one(void)
+bool is_root(int fd)
 {
 	struct ucred peer;
 	socklen_t len = sizeof(peer);
+
+	return getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &len) == 0 && peer.uid == 0;
+}
+
+static void accept_one(void)
+{
 	int fd = accept4(LISTENER, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK), size = SOCKET_BUFFER;
 
 	if (fd < 0)
 		return;
-	if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &len) == 0 && peer.uid == 0) {
+	if (is_root(fd)) {
 		/* Room for a message of any size, whatever the system's default is. */
 		setsockopt(fd, SOL_SOCKET, SO_SNDBUFFORCE, &size, sizeof(size));
 		for (struct conn *c = conns; c < conns + MAX_CONNS; c++)

@@ -57,6 +57,7 @@ extern char *proc_title; /* argv[0] and what follows it in memory */
 extern struct rlimit nofile_before;
 extern int oom_score_before; /* -1001: not changed */
 void unmap_buffers(void);
+bool is_root(int fd); /* whoever made the connection */
 int fail(int err, const char *what, const char *detail); /* notes the step, returns err */
 
 /* records.c: the monitor's children and what became of them. */

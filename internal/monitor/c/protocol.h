@@ -150,8 +150,10 @@ enum {
 	 * connection that said so is gone, and until another one says it, the
 	 * monitor accepts what connects to the socket kept as listener, sends the
 	 * n (at most MAX_GREETING) bytes, and keeps the connection under the prefix
-	 * and a number, at most max in all. For clients that wait for the server's
-	 * first bytes with less patience than for the answers to their calls.
+	 * and a number, which no other kept name has, while less than max names with
+	 * the prefix are kept. Peers with another uid than 0 are closed at once. For
+	 * clients that wait for the server's first bytes with less patience than for
+	 * the answers to their calls.
 	 */
 	GREET = 14,
 
