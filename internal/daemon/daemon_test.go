@@ -16,6 +16,7 @@ import (
 	"github.com/containerd/containerd/v2/core/sandbox/proxy"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 
@@ -202,6 +203,42 @@ func TestModesAreCorrected(t *testing.T) {
 	}
 	if err := steps.Run(context.Background()); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// Wherever a daemon is killed, it leaves no file that tried a directory out.
+func TestDirectoriesAreNotTriedOut(t *testing.T) {
+	dir := t.TempDir()
+	watch, err := unix.InotifyInit1(unix.IN_NONBLOCK | unix.IN_CLOEXEC)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(watch) //nolint:errcheck // nothing is lost
+	if _, err := unix.InotifyAddWatch(watch, dir, unix.IN_CREATE|unix.IN_MOVED_TO); err != nil {
+		t.Fatal(err)
+	}
+	if err := makeDirectory("root", dir, rootMode); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := unix.Read(watch, make([]byte, 4096)); !errors.Is(err, unix.EAGAIN) {
+		t.Errorf("something was made in it: %d bytes, %v", n, err)
+	}
+}
+
+// A lock that is there says nothing about a file system that has become read-only.
+func TestDirectoryIsReadOnly(t *testing.T) {
+	needRoot(t)
+	dir := t.TempDir()
+	if err := unix.Mount("tmpfs", dir, "tmpfs", unix.MS_RDONLY, "mode=0700"); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil {
+			t.Error(err)
+		}
+	}()
+	if err := makeDirectory("root", dir, rootMode); !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), "not writable") {
+		t.Errorf("got %v", err)
 	}
 }
 
