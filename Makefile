@@ -7,6 +7,7 @@
 # make test-load  a thousand sandboxes, ten thousand execs, a GiB of output (root)
 # make fuzz FUZZTIME=5m   each fuzz test for so long (root)
 # make chaos  pod lives while everything that may die is killed: CHAOS_DURATION, CHAOS_SEED (root)
+# make bench  Caisson beside its peers; make bench-report puts the results into docs/ (root)
 # make test-cri CRITEST=path   Kubernetes' conformance suite for the CRI (root)
 # make test-containerd-versions   a smoke test of other versions of containerd (root)
 # make test-kubernetes   a real Kubernetes, with static pods and an API server (root; its first build takes minutes)
@@ -23,7 +24,7 @@ GOBUILD := CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)'
 
 SHIM    := bin/containerd-shim-caisson-v2
 
-.PHONY: build deps monitor shim daemon cli ctr earlier test lint proto demo faults caissond-faults test-libcontainerd soak test-load fuzz test-cri test-containerd-versions test-kubernetes test-vm test-vm-cri clean chaos
+.PHONY: build deps monitor shim daemon cli ctr earlier test lint proto demo faults caissond-faults test-libcontainerd soak test-load fuzz test-cri test-containerd-versions test-kubernetes test-vm test-vm-cri clean chaos bench bench-report
 
 build: daemon cli shim
 
@@ -115,6 +116,16 @@ CHAOS_SEED     ?= 0
 chaos: deps
 	@$(MAKE) --no-print-directory build ctr
 	CGO_ENABLED=0 $(GO) test -count=1 -timeout 0 -v -run TestChaos ./test/chaos -args -chaos $(CHAOS_DURATION) -seed $(CHAOS_SEED) -logs $(abspath build/chaos) $(CHAOSFLAGS)
+
+# Caisson and its peers, side by side: wants a machine that does nothing else. BENCH
+# are flags, for example: BENCH='-rounds 10 -parts calls'. bench-report makes
+# docs/benchmarks.md of the last run.
+bench: deps
+	@$(MAKE) --no-print-directory build ctr
+	@mkdir -p build/bench
+	CGO_ENABLED=0 $(GO) test -count=1 -timeout 0 -v -run '^TestBench$$' ./test/bench -args -o $(abspath build/bench/results.json) $(BENCH)
+bench-report:
+	$(GO) run ./test/bench/report
 
 # CRITEST is critest's binary, which is no part of this module. CRIFLAGS go to
 # test/cri, for example: CRIFLAGS='-focus UserNamespaces'.

@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"hash/fnv"
@@ -63,6 +64,9 @@ const (
 // CNIDir is where the daemon looks for its networks.
 func (d *Daemon) CNIDir() string { return filepath.Join(d.Dir, "cni") }
 
+// runtime is empty for the server's default.
+func (d *Daemon) runtime() string { return cmp.Or(d.opts.Runtime, os.Getenv(runtimeEnv)) }
+
 func (d *Daemon) writeConfig() error {
 	if err := os.Mkdir(d.CNIDir(), 0o700); err != nil {
 		return err
@@ -77,7 +81,7 @@ func (d *Daemon) writeConfig() error {
 		text += d.isolation() + d.opts.EngineConfig
 	}
 	text += fmt.Sprintf("[runtime]\nsystemd_cgroup = %t\ncgroup_parent = %q\n", d.opts.SystemdCgroup, d.cgroupParent())
-	if runtime := os.Getenv(runtimeEnv); runtime != "" {
+	if runtime := d.runtime(); runtime != "" {
 		text += fmt.Sprintf("default = %q\n", runtime)
 	}
 	if err := os.WriteFile(d.ConfigFile, []byte(text+d.opts.Config), 0o600); err != nil {

@@ -44,6 +44,9 @@ type Options struct {
 	// Engine is EngineStock for an unmodified containerd beside caissond; if
 	// empty, CAISSON_TEST_ENGINE says it, and EngineEmbedded otherwise.
 	Engine string
+	// Runtime is the OCI runtime; if empty, CAISSON_TEST_RUNTIME says it, and runc
+	// otherwise.
+	Runtime string
 	// Program is the daemon's name, caissond if empty.
 	Program string
 	// Containerd is the binary of that containerd, containerd in build/ if empty.

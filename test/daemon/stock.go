@@ -81,7 +81,7 @@ func (d *Daemon) writeStockConfig() error {
 		// It wants a pause image for every sandboxer. Any image will do, nothing runs it.
 		isolation += fmt.Sprintf("[plugins.\"io.containerd.cri.v1.images\".pinned_images]\nsandbox = %q\n", image.DefaultRef)
 	}
-	text := fmt.Sprintf(stockConfig, d.stockDir()+"/root", d.stockDir()+"/run", ours, d.Address, os.Getenv(runtimeEnv), d.stockDir()+"/runc", d.opts.SystemdCgroup) +
+	text := fmt.Sprintf(stockConfig, d.stockDir()+"/root", d.stockDir()+"/run", ours, d.Address, d.runtime(), d.stockDir()+"/runc", d.opts.SystemdCgroup) +
 		isolation + d.opts.EngineConfig
 	return os.WriteFile(d.ContainerdConfig(), []byte(text), 0o600)
 }

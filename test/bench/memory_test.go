@@ -1,0 +1,91 @@
+package bench
+
+import (
+	"fmt"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"caisson/test/harness"
+)
+
+// benchMemory runs more and more pods of one container each, and measures at each
+// number what all processes that are not the containers' have grown by, how long a
+// restart of the daemon takes, and how long one more pod.
+func benchMemory(t *testing.T, r *recorder) {
+	var counts []int
+	for text := range strings.SplitSeq(*pods, ",") {
+		n, err := strconv.Atoi(text)
+		if err != nil {
+			t.Fatalf("-pods: %v", err)
+		}
+		counts = append(counts, n)
+	}
+	for _, s := range startSides(t) {
+		if strings.HasSuffix(s.name, "+crun") {
+			continue // The OCI runtime does not stay.
+		}
+		s.removePods(t, s.addPods(t, 4)) // what the first ones cost
+		base, up := s.pss(t), []string(nil)
+		for _, n := range counts {
+			up = append(up, s.addPods(t, n-len(up))...)
+			r.add("memory of all that is not the workload (PSS)", fmt.Sprintf("per pod, %d pods", n), "KiB", s.name, (s.pss(t)-base)/float64(n))
+			for range 3 {
+				r.took("restart of the daemon", fmt.Sprintf("with %d pods", n), s.name, s.restart(t))
+			}
+			for range 10 {
+				cfg := s.cri.PodConfig(networks[0].mode)
+				begin := time.Now()
+				id := s.runPod(t, cfg)
+				s.startContainer(t, s.createContainer(t, id, cfg, waits))
+				r.took("pod up beside others", fmt.Sprintf("%d pods", n), s.name, begin)
+				s.removePods(t, []string{id})
+			}
+		}
+		s.removePods(t, up)
+	}
+}
+
+func (s side) addPods(t *testing.T, n int) []string {
+	ids := make([]string, n)
+	configs := make([]*runtime.PodSandboxConfig, n)
+	for i := range configs {
+		configs[i] = s.cri.PodConfig(networks[0].mode)
+	}
+	inParallel(n, 4, func(i int) {
+		ids[i] = s.runPod(t, configs[i])
+		s.startContainer(t, s.createContainer(t, ids[i], configs[i], "exec sleep 1000000"))
+	})
+	if t.Failed() {
+		t.FailNow()
+	}
+	return ids
+}
+
+func (s side) removePods(t *testing.T, ids []string) {
+	inParallel(len(ids), 4, func(i int) {
+		s.stopPod(t, ids[i])
+		s.removePod(t, ids[i])
+	})
+}
+
+// restart kills the daemon that the pods depend on, and returns when its start began:
+// caissond, or the containerd that has the shims.
+func (s side) restart(t *testing.T) (begin time.Time) {
+	t.Helper()
+	kill, start := s.Kill, s.Start
+	if s.cri.Handler != harness.Handler {
+		kill, start = s.KillContainerd, s.StartContainerd
+	}
+	if err := kill(); err != nil {
+		t.Fatal(err)
+	}
+	begin = time.Now()
+	if err := start(s.Context(2 * time.Minute)); err != nil {
+		t.Fatal(err)
+	}
+	return begin
+}
