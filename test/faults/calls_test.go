@@ -50,7 +50,7 @@ var (
 	callCreateAlone     = call{name: "task create", do: (*run).taskCreate, again: (*run).createAloneAgain}
 	callRelease         = call{name: "task shutdown", do: (*run).release, again: (*run).releaseAgain}
 	callShimDelete      = call{name: "shim delete", do: (*run).shimDelete}
-	callCreateInVain    = call{name: "task create, in vain", do: (*run).createInVain}
+	callCreateInVain    = call{name: "task create, in vain", do: (*run).createInVain, again: (*run).createInVainAgain}
 	callHolderDies      = call{name: "holder's death", do: (*run).holderDies, again: (*run).holderDiesAgain, unasked: true}
 	callRestart         = call{name: "daemon start", do: (*run).restart, restart: true}
 	callSandboxGone     = call{name: "sandbox gone", do: (*run).sandboxGone}
@@ -390,6 +390,15 @@ func (r *run) createInVain(ctx context.Context) error {
 		return err // It could not be taken back.
 	}
 	return nil
+}
+
+// createInVainAgain forgets first what could not be taken back.
+func (r *run) createInVainAgain(ctx context.Context) error {
+	err := r.createInVain(ctx)
+	if errdefs.IsAlreadyExists(err) && r.kills == 0 && r.is(ctx, err, tasktypes.Status_STOPPED) == nil {
+		err = errors.Join(r.forget(ctx), r.createInVain(ctx))
+	}
+	return err
 }
 
 // forget deletes a container or exec, however it ended.
