@@ -9,6 +9,7 @@ import (
 
 	"github.com/containerd/containerd/v2/core/runtime"
 	core "github.com/containerd/containerd/v2/core/sandbox"
+	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
 	"github.com/containerd/typeurl/v2"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -37,10 +38,12 @@ func (c *Controller) Start(ctx context.Context, sandboxID string) (_ core.Contro
 	}
 	defer b.unlock()
 	fault.Point("sandbox:start")
-	if err := b.move(Starting, nil); err != nil {
+	if err = b.move(Starting, nil); errdefs.IsFailedPrecondition(err) {
 		return core.ControllerInstance{}, err
 	}
-	err = b.start(ctx)
+	if err == nil {
+		err = b.start(ctx)
+	}
 	var spec typeurl.Any
 	if err == nil {
 		spec, err = b.spec()

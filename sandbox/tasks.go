@@ -89,7 +89,7 @@ func (b *box) startSingle(ctx context.Context) error {
 		return err
 	}
 	if err := b.start(ctx); err != nil {
-		return fmt.Errorf("%w (and back: %w)", err, b.move(Reserved, func(r *boxRecord) { r.Kind = kindOpen }))
+		return errors.Join(err, b.note(Reserved, func(r *boxRecord) { r.Kind = kindOpen }))
 	}
 	return nil
 }
