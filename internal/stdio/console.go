@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+	"github.com/containerd/log"
 	"golang.org/x/sys/unix"
 
 	"caisson/internal/fault"
@@ -92,7 +93,7 @@ func (c *ConsoleSocket) receive(ctx context.Context) (*os.File, error) {
 	if err := fault.Fail("console:accept", unix.EMFILE); err != nil {
 		return nil, err
 	}
-	conn, err := c.listener.AcceptUnix()
+	conn, err := c.acceptRoot(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -120,6 +121,42 @@ func (c *ConsoleSocket) receive(ctx context.Context) (*os.File, error) {
 		return nil, err
 	}
 	return files[0], nil
+}
+
+// acceptRoot waits for the runtime, which is root where the daemon is, whatever users
+// its container has. Nobody else may give a process its terminal, or keep it from one.
+func (c *ConsoleSocket) acceptRoot(ctx context.Context) (*net.UnixConn, error) {
+	for {
+		conn, err := c.listener.AcceptUnix()
+		if err != nil {
+			return nil, err
+		}
+		uid, err := peerUID(conn)
+		if err == nil && uid == 0 {
+			return conn, nil
+		}
+		log.G(ctx).WithError(err).WithField("uid", uid).WithField("socket", c.path).Warn("connection refused: only root may send a terminal")
+		_ = conn.Close() // nothing was exchanged
+	}
+}
+
+// peerUID asks the kernel, which knows it from connect.
+func peerUID(conn *net.UnixConn) (uint32, error) {
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		return 0, err
+	}
+	var (
+		cred  *unix.Ucred
+		inner error
+	)
+	err = raw.Control(func(fd uintptr) {
+		cred, inner = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
+	})
+	if err := errors.Join(err, inner); err != nil {
+		return 0, err
+	}
+	return cred.Uid, nil
 }
 
 // receivedFiles takes every descriptor out of a control message, so that each can be

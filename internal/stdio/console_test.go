@@ -3,10 +3,13 @@ package stdio
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"os"
+	"os/exec"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
@@ -67,6 +70,71 @@ func TestConsoleSocket(t *testing.T) {
 	if err := send(c.Path(), master); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("second connection: %v, want that nothing is there", err)
 	}
+}
+
+// TestConsoleSocketOfRoot: what another user sends is not taken, and does not keep the
+// runtime from sending.
+func TestConsoleSocketOfRoot(t *testing.T) {
+	dir := socketDir(t)
+	c := must(Listen(dir))(t)
+	// Let nobody reach the socket, so that only Accept refuses.
+	if err := errors.Join(os.Chmod(dir, 0o755), os.Chmod(c.Path(), 0o777)); err != nil {
+		t.Fatal(err)
+	}
+	stranger := exec.Command("/proc/self/exe", c.Path())
+	stranger.Env = append(os.Environ(), roleVar+"=stranger")
+	stranger.Stderr = os.Stderr
+	type terminal struct {
+		file *os.File
+		err  error
+	}
+	accepted := make(chan terminal, 1)
+	ctx := testContext(t)
+	go func() {
+		f, err := c.Accept(ctx)
+		accepted <- terminal{f, err}
+	}()
+	if err := stranger.Run(); err != nil {
+		t.Errorf("the stranger was not refused: %v", err)
+	}
+	master, slave := openPTY(t)
+	sent := send(c.Path(), master)
+	got := <-accepted
+	if got.err != nil {
+		t.Fatal(got.err)
+	}
+	defer got.file.Close()
+	if sent != nil {
+		t.Fatalf("nobody waited for the runtime: %v", sent)
+	}
+	must(slave.WriteString("of root"))(t)
+	expect(t, got.file, "of root")
+}
+
+// playStranger sends a terminal as nobody, and fails unless it is hung up on.
+func playStranger() {
+	master, err := os.OpenFile("/dev/ptmx", unix.O_RDWR|unix.O_NOCTTY, 0)
+	if err == nil {
+		err = unix.Setresuid(65534, 65534, 65534)
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	conn, err := net.DialUnix("unix", nil, &net.UnixAddr{Name: os.Args[1], Net: "unix"})
+	if err == nil {
+		// It may be refused before that.
+		_, _, _ = conn.WriteMsgUnix([]byte("/dev/pts/0"), unix.UnixRights(int(master.Fd())), nil)
+		err = conn.SetReadDeadline(time.Now().Add(patience))
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	if n, err := conn.Read(make([]byte, 1)); n > 0 || err == nil || os.IsTimeout(err) {
+		os.Exit(1)
+	}
+	os.Exit(0)
 }
 
 func TestConsoleSocketRefuses(t *testing.T) {

@@ -34,6 +34,8 @@ func TestMain(m *testing.M) {
 		playDaemon()
 	case "logger":
 		playLogger()
+	case "stranger":
+		playStranger()
 	}
 	r, w, err := os.Pipe() // Go's poller opens its own descriptors at the first use
 	if err != nil {
