@@ -200,7 +200,7 @@ func try(ctx context.Context, w *world, c one) (*world, error) {
 	if err == nil {
 		return w, nil
 	}
-	if *logDir != "" {
+	if *logDir != "" && !errors.Is(err, errNotReached) {
 		name := strings.NewReplacer("/", "_", " ", "-", ",", "").Replace(c.String())
 		text := fmt.Sprintf("%v\n\n%v\n\n%s", c, err, w.LogTail(64<<10))
 		err = errors.Join(err, os.WriteFile(filepath.Join(*logDir, name+".log"), []byte(text), 0o600))
