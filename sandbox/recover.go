@@ -149,8 +149,8 @@ func (b *box) resumeLeft(ctx context.Context) error {
 // holds op.
 func (b *box) resume(ctx context.Context) error {
 	state := b.snapshot().State
-	if slices.Contains([]State{Ready, Stopping, Stopped}, state) {
-		b.tasks.Withhold() // until they are loaded
+	if slices.Contains([]State{Ready, Stopping, Stopped}, state) && b.instance() == nil {
+		b.tasks.Withhold() // until they are loaded, which another attempt may have done
 	}
 	if b.snapshot().Removing {
 		return b.resumeRemoval(ctx)
