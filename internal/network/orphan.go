@@ -16,8 +16,16 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// pluginPatience is how long plugins that lost their daemon may go on.
-const pluginPatience = 10 * time.Second
+const (
+	// pluginPatience is how long plugins that lost their daemon may go on.
+	pluginPatience = 10 * time.Second
+	// killPatience is how long a kill may take; what then still sleeps in the kernel
+	// sees it before it does anything else.
+	killPatience = 2 * time.Second
+	// execPause is between two looks: in the middle of exec a process has no
+	// environment to be known by.
+	execPause = 10 * time.Millisecond
+)
 
 // endPlugins waits for what an ADD that was cut off has left running, so that the
 // DEL that follows takes back all that it gave. What takes longer than patience is
@@ -27,75 +35,80 @@ const pluginPatience = 10 * time.Second
 func endPlugins(ctx context.Context, containerID string, patience time.Duration) error {
 	limit, cancel := context.WithTimeout(context.WithoutCancel(ctx), patience)
 	defer cancel()
-	killed := make(map[int]bool)
-	// Again and again, since what ends may have started another.
-	for found := true; found; {
-		if err := ctx.Err(); err != nil {
-			return fmt.Errorf("wait for CNI plugins of %s: %w", containerID, err)
+	stuck := make(map[int]bool)
+	// Again and again, since what ends may have started another, until two looks have
+	// found none.
+	for quiet := 0; quiet < 2; quiet++ {
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("wait for CNI plugins of %s: %w", containerID, ctx.Err())
+		case <-time.After(execPause):
 		}
-		found = false
 		procs, err := os.ReadDir("/proc")
 		if err != nil {
 			return fmt.Errorf("look for CNI plugins of %s: %w", containerID, classify(err))
 		}
 		for _, proc := range procs {
 			pid, err := strconv.Atoi(proc.Name())
-			if err != nil || killed[pid] {
-				continue // no process, or one that sleeps where no signal reaches it, and does nothing there
+			if err != nil || stuck[pid] {
+				continue // no process, or one that a kill has not woken
 			}
-			ours, err := endPlugin(limit, pid, containerID)
+			ours, ended, err := endPlugin(limit, pid, containerID)
 			if err != nil {
 				return fmt.Errorf("end the CNI plugin %d of %s: %w", pid, containerID, err)
 			}
 			if ours {
-				found = true
-				killed[pid] = limit.Err() != nil
+				quiet = -1
+				stuck[pid] = !ended
 			}
 		}
 	}
 	return nil
 }
 
-// endPlugin returns when a plugin of the container has ended, and kills it when ctx
-// is over. It reports whether the process was one.
-func endPlugin(ctx context.Context, pid int, containerID string) (bool, error) {
+// endPlugin waits until a plugin of the container has ended, and kills it when ctx is
+// over. It reports whether the process was one, and has ended.
+func endPlugin(ctx context.Context, pid int, containerID string) (ours, ended bool, err error) {
 	if ours, err := isPlugin(pid, containerID); !ours {
-		return false, err
+		return false, false, err
 	}
 	fd, err := unix.PidfdOpen(pid, 0)
 	if errors.Is(err, unix.ESRCH) || errors.Is(err, unix.EINVAL) { // Linux 6.1, for one, says EINVAL while it is reaped
-		return true, nil
+		return true, true, nil
 	}
 	if err != nil {
-		return false, classify(err)
+		return false, false, classify(err)
 	}
 	defer unix.Close(fd)
 	if ours, err := isPlugin(pid, containerID); !ours { // no longer the one that was found
-		return true, err
+		return true, true, err
 	}
 	log.G(ctx).WithField("pid", pid).WithField("container_id", containerID).Warn("wait for a CNI plugin whose ADD was cut off")
-	return true, awaitEnd(ctx, fd)
+	ended, err = awaitEnd(ctx, fd)
+	return true, ended, err
 }
 
-// awaitEnd returns when a process has ended, or cannot be helped to.
-func awaitEnd(ctx context.Context, pidfd int) error {
+// awaitEnd waits until a process has ended; it gives up on one that does not even when
+// it is killed.
+func awaitEnd(ctx context.Context, pidfd int) (ended bool, err error) {
 	const slice = 50 * time.Millisecond // how late a context's end is seen
-	for killed := false; ; {
+	var killed time.Time
+	for {
 		n, err := unix.Poll([]unix.PollFd{{Fd: int32(pidfd), Events: unix.POLLIN}}, int(slice.Milliseconds()))
 		switch {
 		case n > 0:
-			return nil
+			return true, nil
 		case err != nil && !errors.Is(err, unix.EINTR):
-			return classify(err)
+			return false, classify(err)
 		case ctx.Err() == nil:
-			continue
-		case killed:
-			return nil
+		case killed.IsZero():
+			if err := unix.PidfdSendSignal(pidfd, unix.SIGKILL, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
+				return false, classify(err)
+			}
+			killed = time.Now()
+		case time.Since(killed) > killPatience:
+			return false, nil
 		}
-		if err := unix.PidfdSendSignal(pidfd, unix.SIGKILL, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
-			return classify(err)
-		}
-		killed = true
 	}
 }
 

@@ -148,7 +148,7 @@ func TestSetupCancelledBeforeAChildEnds(t *testing.T) {
 // sleeper is a process with the environment of a plugin, and one that it has started.
 func sleeper(t *testing.T, containerID string) (pidfd int) {
 	t.Helper()
-	cmd := exec.Command("/bin/sh", "-c", "sleep 1000 & echo; wait; sleep 1000 & wait")
+	cmd := exec.Command("/bin/sh", "-c", "sleep 1000 & echo; wait")
 	cmd.Env = append(os.Environ(), "CNI_COMMAND=ADD", "CNI_CONTAINERID="+containerID)
 	out, err := cmd.StdoutPipe()
 	if err != nil {

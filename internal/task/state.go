@@ -110,8 +110,9 @@ func (s *Set) Kill(ctx context.Context, id, execID string, signal uint32, all bo
 	sig := unix.Signal(signal)
 	fault.Point("task:kill")
 	req := request.From(ctx)
-	if req.Again && len(req.Noted) > 0 && p.snapshot().State == Stopped {
-		return nil // The earlier daemon was about to send it.
+	wasSent := req.Again && len(req.Noted) > 0 // or about to be, by the earlier daemon
+	if wasSent && p.snapshot().State == Stopped {
+		return nil
 	}
 	if state := p.snapshot().State; state == Created || state == Running {
 		if err := req.Note([]byte("kill")); err != nil {
@@ -127,7 +128,9 @@ func (s *Set) Kill(ctx context.Context, id, execID string, signal uint32, all bo
 			return nil // The init was among them.
 		}
 	}
-	if err := p.signal(ctx, sig); err != nil {
+	if err := p.signal(ctx, sig); wasSent && errdefs.IsNotFound(err) {
+		return nil // It has ended of it, of which the news is to come.
+	} else if err != nil {
 		return err
 	}
 	if execID != "" {

@@ -29,6 +29,9 @@ type call struct {
 	// again repeats it after a fault, when it was done, undone, or neither; do does
 	// if it is nil.
 	again func(*run, context.Context) error
+	// kept says that the call goes through a connection that outlives the daemon: its
+	// client may go on waiting, and is answered by the next one.
+	kept bool
 	// restart says that the call is the start of a daemon, after the last was killed.
 	restart bool
 	// unasked says that the daemon acts on its own, and the call only waits for it.
@@ -41,11 +44,11 @@ var (
 	callSandboxUpdate   = call{name: "sandbox update", do: (*run).sandboxUpdate, again: (*run).sandboxUpdateAgain}
 	callSandboxStop     = call{name: "sandbox stop", do: (*run).sandboxStop}
 	callSandboxShutdown = call{name: "sandbox shutdown", do: (*run).sandboxShutdown, again: (*run).sandboxShutdownAgain}
-	callTaskCreate      = call{name: "task create", do: (*run).taskCreate, again: (*run).taskCreateAgain}
-	callTaskStart       = call{name: "task start", do: (*run).taskStart, again: (*run).taskStartAgain}
-	callTaskDelete      = call{name: "task delete", do: (*run).taskDelete, again: (*run).taskDeleteAgain}
-	callExecAdd         = call{name: "exec", do: (*run).execAdd, again: (*run).execAddAgain}
-	callExecRun         = call{name: "exec start", do: (*run).execRun, again: (*run).execRunAgain}
+	callTaskCreate      = call{name: "task create", do: (*run).taskCreate, again: (*run).taskCreateAgain, kept: true}
+	callTaskStart       = call{name: "task start", do: (*run).taskStart, again: (*run).taskStartAgain, kept: true}
+	callTaskDelete      = call{name: "task delete", do: (*run).taskDelete, again: (*run).taskDeleteAgain, kept: true}
+	callExecAdd         = call{name: "exec", do: (*run).execAdd, again: (*run).execAddAgain, kept: true}
+	callExecRun         = call{name: "exec start", do: (*run).execRun, again: (*run).execRunAgain, kept: true}
 	callEndpoint        = call{name: "shim start", do: (*run).endpoint}
 	callCreateAlone     = call{name: "task create", do: (*run).taskCreate, again: (*run).createAloneAgain}
 	callRelease         = call{name: "task shutdown", do: (*run).release, again: (*run).releaseAgain}
@@ -199,7 +202,7 @@ func kill(name string, signal unix.Signal, all bool) call {
 		}
 		return r.await(ctx)
 	}
-	return call{name: name, do: do, again: func(r *run, ctx context.Context) error {
+	return call{name: name, do: do, kept: true, again: func(r *run, ctx context.Context) error {
 		err := do(r, ctx)
 		if errdefs.IsNotFound(err) {
 			err = r.await(ctx) // it has ended, and how must be known

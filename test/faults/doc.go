@@ -3,7 +3,9 @@
 //
 // A life is a list of calls that begins and ends with nothing there. Each case
 // takes a life and lets one fault happen in one of its calls; then a daemon is
-// there again, the call is repeated, and the life goes on to its end. Meanwhile
+// there again, the call is repeated, and the life goes on to its end. A call through a
+// connection that outlives the daemon is also made once with a client that does not
+// notice: the next daemon has to answer it. Meanwhile
 // another sandbox must not notice anything, and at the end nothing may be left,
 // lost or doubled. See lives_test.go for the lives and check_test.go for what is
 // checked.

@@ -76,6 +76,10 @@ func (c one) String() string {
 	return fmt.Sprintf("%s/%s/%s#%d/%s", c.life.name, c.life.calls[c.call].name, c.point, c.hit, c.fault)
 }
 
+// handOver is the fault after which the call is not made again: its client keeps its
+// connection, and the next daemon answers.
+const handOver = "handover"
+
 // errNotReached is a case whose point was not reached.
 var errNotReached = errors.New("the point was not reached")
 
@@ -155,7 +159,11 @@ func survey(t *testing.T, points []point) []one {
 					t.Fatalf("the daemon has a point %s, the source has not: build it again", name)
 				}
 				for hit := range hits[name] {
-					for _, f := range append(p.faults, lasting(p, l.calls[n])...) {
+					faults := append(slices.Clone(p.faults), lasting(p, l.calls[n])...)
+					if l.calls[n].kept {
+						faults = append(faults, handOver)
+					}
+					for _, f := range faults {
 						if !*all && seen[name+f] {
 							continue
 						}
@@ -280,6 +288,10 @@ func (r *run) armed(ctx context.Context, c one) ([]string, error) {
 	} else if err := r.calm(ctx); err != nil {
 		return nil, err
 	}
+	if c.fault == handOver {
+		r.kills++
+		return r.handOver(ctx, c)
+	}
 	if err := r.order(c.point, c.hit, c.fault); err != nil {
 		return nil, err
 	}
@@ -335,6 +347,45 @@ func (r *run) armed(ctx context.Context, c one) ([]string, error) {
 	}
 	if err != nil {
 		return nil, fmt.Errorf("again: %w; the first time: %v", err, told)
+	}
+	return trace, nil
+}
+
+// handOver makes the call, lets the daemon be killed in it, and starts the next one,
+// which must answer as if nothing had happened.
+func (r *run) handOver(ctx context.Context, c one) ([]string, error) {
+	if err := r.order(c.point, c.hit, "kill"); err != nil {
+		return nil, err
+	}
+	exited, told := r.Exited(), make(chan error, 1)
+	go func() { told <- c.life.calls[c.call].do(r, ctx) }()
+	var answer error
+	answered := false
+	select {
+	case <-exited:
+	case answer = <-told:
+		answered = true
+		select { // What the daemon does on its own comes a moment later.
+		case <-exited:
+		case <-time.After(2 * time.Second):
+		}
+	}
+	reached := r.done()
+	trace, err := r.relieve()
+	if err != nil {
+		return nil, err
+	}
+	if !reached {
+		return nil, fmt.Errorf("%w; the call returned: %v; reached: %q", errNotReached, answer, trace)
+	}
+	if err := errors.Join(r.Kill(), r.start(ctx)); err != nil {
+		return nil, err
+	}
+	if !answered {
+		answer = <-told // or ctx is over
+	}
+	if answer != nil {
+		return nil, fmt.Errorf("answered by the next daemon: %w", answer)
 	}
 	return trace, nil
 }
