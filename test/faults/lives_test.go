@@ -55,6 +55,7 @@ var lives = []life{
 	{"sandbox given up in start", sandboxWith(full), []call{callSandboxCreate, giveUp(callSandboxStart), callSandboxGone}, []int{1}},
 	{"container given up in create", untold, []call{giveUp(callTaskCreate), callTaskGone}, []int{0}},
 	{"exec", extra, []call{callExecAdd, callExecRun, callTaskDelete}, []int{0, 1, 2}},
+	{"exec with a terminal", extraTerminal, []call{callExecAdd, callExecRun, callTaskDelete}, []int{1}},
 
 	{"restart", member, []call{callTaskCreate, callTaskStart, unseen, callRestart, callEnded, callTaskDelete}, []int{3}},
 	{"restart in task create", member, []call{crash(callTaskCreate, "runtime:ended"), callRestart, callTaskCreate, callTaskStart, term, callTaskDelete}, []int{1}},
@@ -83,6 +84,12 @@ func member(w *world) *run {
 // extra is an exec in the container beside.
 func extra(w *world) *run {
 	return &run{world: w, address: w.beside.address, within: w.beside.id, fifos: true, script: "echo begin; exit 3", printed: begin, status: 3}
+}
+
+func extraTerminal(w *world) *run {
+	r := extra(w)
+	r.tty, r.printed = true, "begin\r\n"
+	return r
 }
 
 func killed(w *world) *run {
