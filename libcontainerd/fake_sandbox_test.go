@@ -45,6 +45,9 @@ func (s sandboxStore) Create(_ context.Context, sb sandbox.Sandbox) (sandbox.San
 }
 
 func (s sandboxStore) Get(_ context.Context, id string) (sb sandbox.Sandbox, err error) {
+	if err := s.f.hook("sandbox"); err != nil {
+		return sb, errgrpc.ToNative(err)
+	}
 	s.f.mu.Lock()
 	defer s.f.mu.Unlock()
 	if err := s.f.downLocked(); err != nil {

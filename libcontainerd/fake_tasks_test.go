@@ -72,6 +72,9 @@ func (f *conn) ResizePty(_ context.Context, r *tasks.ResizePtyRequest, _ ...grpc
 }
 
 func (f *conn) CloseIO(_ context.Context, r *tasks.CloseIORequest, _ ...grpc.CallOption) (*emptypb.Empty, error) {
+	if err := f.hook("close"); err != nil {
+		return nil, err
+	}
 	return &emptypb.Empty{}, f.exists(r.ContainerID, r.ExecID)
 }
 

@@ -42,6 +42,7 @@ type fake struct {
 	refusal error      // of every call
 	held    *[]func()  // events that are published later; nil if none are held
 	heard   chan int   // gets a 1 for each subscription
+	hooks   map[string]func() error
 	conns   []*conn
 	streams []*stream
 
@@ -183,6 +184,30 @@ func (f *fake) refuse(err error) {
 	f.refusal = err
 }
 
+// before has the hook run before each call of the name, unless another program makes
+// it; the call fails with the hook's error.
+func (f *fake) before(call string, hook func() error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.hooks == nil {
+		f.hooks = map[string]func() error{}
+	}
+	f.hooks[call] = hook
+}
+
+func (f *conn) hook(call string) error {
+	f.mu.Lock()
+	hook := f.hooks[call]
+	if !slices.Contains(f.conns, f) {
+		hook = nil
+	}
+	f.mu.Unlock()
+	if hook == nil {
+		return nil
+	}
+	return hook()
+}
+
 // downLocked is why a call has no answer.
 func (f *conn) downLocked() error {
 	if f.away || f.cut {
@@ -246,6 +271,9 @@ func (f *fake) publishLocked(topic string, event any) {
 }
 
 func (f *conn) Create(_ context.Context, r *tasks.CreateTaskRequest, _ ...grpc.CallOption) (*tasks.CreateTaskResponse, error) {
+	if err := f.hook("create"); err != nil {
+		return nil, err
+	}
 	var pid uint32
 	err := f.call(func() error {
 		if f.tasks[r.ContainerID] != nil {
@@ -283,6 +311,9 @@ func (f *conn) Exec(_ context.Context, r *tasks.ExecProcessRequest, _ ...grpc.Ca
 }
 
 func (f *conn) Start(_ context.Context, r *tasks.StartRequest, _ ...grpc.CallOption) (*tasks.StartResponse, error) {
+	if err := f.hook("start"); err != nil {
+		return nil, err
+	}
 	var pid uint32
 	err := f.call(func() error {
 		p, err := f.processLocked(r.ContainerID, r.ExecID)

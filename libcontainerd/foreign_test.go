@@ -1,11 +1,16 @@
 package libcontainerd_test
 
 import (
+	"context"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"github.com/containerd/errdefs"
+	"github.com/opencontainers/runtime-spec/specs-go"
+
+	"caisson/libcontainerd"
+	"caisson/libcontainerd/eventtest"
 )
 
 // bubble runs the test in no time; when it ends no goroutine may be left.
@@ -91,6 +96,57 @@ func TestOtherProgramIsFoundOut(t *testing.T) {
 				})
 			})
 		}
+	}
+}
+
+// TestStartOfAnExecIsNeverKnown: the program is killed while it starts an exec, or its
+// call ends without an answer, and another program replaces the task before anyone
+// can ask.
+func TestStartOfAnExecIsNeverKnown(t *testing.T) {
+	for name, killed := range map[string]bool{"killed": true, "no answer": false} {
+		t.Run(name, func(t *testing.T) {
+			bubble(t, nil, func(w *world) {
+				w.end()
+				prog := &program{next: w.log, last: map[string][]eventtest.Event{}}
+				w.begin(prog)
+				w.has("k")
+				w.load("k")
+				w.do("k", "cs")
+				task, err := w.load("k").Task(w.ctx)
+				w.must(err)
+				ctx, cancel := context.WithCancel(w.ctx)
+				w.f.before("start", func() error {
+					w.f.cut(true)
+					if killed {
+						prog = prog.kill(w.log)
+						w.move()
+					}
+					cancel()
+					return errAway
+				})
+				if _, err := task.Exec(ctx, "e", &specs.Process{Args: []string{"true"}}, false, nil); err == nil {
+					t.Error("an exec without an answer")
+				}
+				w.do("k", "xdcs")
+				if killed {
+					w.end()
+					w.begin(prog)
+					w.load("k")
+				} else {
+					w.f.cut(false)
+					w.hears()
+				}
+				w.expect("k", "create", "start", "exec-added e", "exit 255 lost", "create", "start")
+				w.do("k", "xd")
+				w.expect("k", "create", "start", "exec-added e", "exit 255 lost", "create", "start", "exit 9")
+				synctest.Wait()
+				if n := libcontainerd.LedgerSize(w.c, "k"); n > 4 { // itself and tombstones
+					t.Errorf("the ledger has %d entries", n)
+				}
+				w.end()
+				w.must(w.log.Check(true))
+			})
+		})
 	}
 }
 

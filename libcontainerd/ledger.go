@@ -193,6 +193,7 @@ func (p *process) exitLocked(e exit) {
 // exec that had its id, the exit of a container those of its execs, and a run the
 // exit of the one before.
 func (l *ledger) queueLocked() {
+	l.settleLocked()
 	for _, r := range l.runs {
 		l.queueProcessLocked(r.init, min(r.init.reached(), phaseStarted))
 		if r.init.queued < phaseStarted || r.init.queued == phaseExited {
@@ -214,6 +215,18 @@ func (l *ledger) queueLocked() {
 		l.queueProcessLocked(r.init, r.init.reached())
 		if r.init.queued < phaseExited {
 			return
+		}
+	}
+}
+
+// settleLocked gives up the starts of execs whose run has another after it: a container
+// has one task at a time, so they will not come any more, nobody can be asked whether
+// they did, and all that is later would wait for them. A call that is under way knows
+// better, until it returns.
+func (l *ledger) settleLocked() {
+	for _, r := range l.runs[:max(0, len(l.runs)-1)] {
+		for _, p := range r.execs {
+			p.starting = p.starting && p.calling
 		}
 	}
 }
