@@ -90,9 +90,7 @@ func (c *container) NewTask(ctx context.Context, checkpointDir string, withStdin
 		return nil, errors.Join(err, std.discard())
 	}
 	t := c.task(c.ledger.own(ct.Pid()), std)
-	if err := std.in.ready(t.closeStdin(ctx)); err != nil {
-		c.client.log.WithError(err).WithField("container", id).Warn("stdin stays open")
-	}
+	t.stdinReady(ctx)
 	return t, nil
 }
 
@@ -165,7 +163,8 @@ func (c *container) AttachTask(ctx context.Context, attachStdio StdioCallback) (
 		return nil, fmt.Errorf("container %q: attach: %w", c.ledger.id, err)
 	}
 	t = c.task(t.run, std)
-	return t, std.in.ready(t.closeStdin(ctx))
+	t.stdinReady(ctx)
+	return t, nil
 }
 
 func (c *container) Delete(ctx context.Context) error {

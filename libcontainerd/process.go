@@ -187,6 +187,30 @@ func pause(ctx context.Context, wait *time.Duration) error {
 	}
 }
 
+// stdinReady lets the process's stdin know that the process is there. If the engine has
+// closed it before, and the server is away, nobody would repeat that: it is asked until
+// it answers or the process has ended.
+func (h *handle) stdinReady(ctx context.Context) {
+	in, log := h.stdio.in, h.client.log.WithField("container", h.ledger.id).WithField("exec", h.proc.id)
+	err := in.ready(h.closeStdin(ctx))
+	if !uncertain(err) {
+		if err != nil {
+			log.WithError(err).Warn("stdin stays open")
+		}
+		return
+	}
+	h.client.spawn(func(ctx context.Context) {
+		for wait := retryFirst; uncertain(err) && pause(ctx, &wait) == nil; {
+			err = in.close()
+		}
+		if err != nil && ctx.Err() == nil {
+			log.WithError(err).Warn("stdin stays open")
+		}
+	})
+}
+
+// closeStdin is how the server is asked for the end of the process's input. One that
+// has ended needs none.
 func (h *handle) closeStdin(ctx context.Context) func() error {
 	ctx = context.WithoutCancel(ctx)
 	return func() error {
@@ -197,12 +221,22 @@ func (h *handle) closeStdin(ctx context.Context) func() error {
 		defer end()
 		ctx, cancel := context.WithTimeout(ctx, closeStdinTimeout)
 		defer cancel()
+		if h.over() {
+			return nil
+		}
 		_, err = h.service().CloseIO(ctx, &tasks.CloseIORequest{ContainerID: h.ledger.id, ExecID: h.proc.id, Stdin: true})
 		if err = failed(err, "%s: close stdin", h); errdefs.IsNotFound(err) {
-			return nil // it needs none any more
+			return nil
 		}
 		return err
 	}
+}
+
+// over: nothing of the process is left that could do anything.
+func (h *handle) over() bool {
+	h.ledger.mu.Lock()
+	defer h.ledger.mu.Unlock()
+	return h.proc.exit != nil || h.proc.removed
 }
 
 // Delete first has the exit written down: the server forgets it.

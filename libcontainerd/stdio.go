@@ -101,7 +101,7 @@ func (std *stdio) connect(cfg cio.Config, attach StdioCallback, opened func(*cio
 		return err
 	}
 	if dio.Stdin != nil {
-		std.in = &stdin{WriteCloser: dio.Stdin}
+		std.in = newStdin(dio.Stdin)
 		dio.Stdin = std.in
 	}
 	std.io = dio
@@ -151,43 +151,29 @@ const openTimeout = 2 * time.Second
 // stdin is the engine's end of a process's stdin. Closing it lets the process see
 // the end of its input, which the server must help with: it holds the FIFO open,
 // too. The process may not be there yet when stdin is closed; whichever comes
-// second asks the server.
+// second asks the server. A close that fails may be repeated.
 type stdin struct {
 	io.WriteCloser
 
-	mu     sync.Mutex
-	closed bool
-	end    func() error // asks the server; nil until there is a process
+	mu      sync.Mutex
+	closed  bool         // the engine has closed it
+	closing bool         // someone is at it, or the server has done its part
+	end     func() error // asks the server; nil until there is a process
+
+	fifo func() error // closes the FIFO, once
+}
+
+func newStdin(fifo io.WriteCloser) *stdin {
+	s := &stdin{WriteCloser: fifo}
+	s.fifo = sync.OnceValue(s.closeFIFO)
+	return s
 }
 
 func (s *stdin) Close() error {
 	s.mu.Lock()
-	if s.closed {
-		s.mu.Unlock()
-		return nil
-	}
 	s.closed = true
-	end := s.end
 	s.mu.Unlock()
-	if end == nil {
-		return nil // ready does it
-	}
-	return s.close(end)
-}
-
-// close keeps the FIFO open until the server has opened it for reading, as well: runc's
-// shim would never see its end, if it came to open it when all have closed it.
-func (s *stdin) close(end func() error) error {
-	opened := make(chan struct{})
-	go func() { // until it is closed, at the latest
-		defer close(opened)
-		_, _ = s.Write(nil) // returns when the other side is there
-	}()
-	select {
-	case <-opened:
-	case <-time.After(openTimeout):
-	}
-	return errors.Join(s.WriteCloser.Close(), end())
+	return s.close()
 }
 
 // ready says that the process is there. A nil stdin has nothing to close.
@@ -200,7 +186,41 @@ func (s *stdin) ready(end func() error) error {
 	closed := s.closed
 	s.mu.Unlock()
 	if closed {
-		return s.close(end)
+		return s.close()
 	}
 	return nil
+}
+
+func (s *stdin) close() error {
+	s.mu.Lock()
+	end := s.end
+	if end == nil || s.closing {
+		s.mu.Unlock()
+		return nil // ready does it, or it is being done
+	}
+	s.closing = true
+	s.mu.Unlock()
+	err := s.fifo()
+	if eerr := end(); eerr != nil {
+		err = errors.Join(err, eerr)
+		s.mu.Lock()
+		s.closing = false
+		s.mu.Unlock()
+	}
+	return err
+}
+
+// closeFIFO keeps the FIFO open until the server has opened it for reading, as well:
+// runc's shim would never see its end, if it came to open it when all have closed it.
+func (s *stdin) closeFIFO() error {
+	opened := make(chan struct{})
+	go func() { // until it is closed, at the latest
+		defer close(opened)
+		_, _ = s.Write(nil) // returns when the other side is there
+	}()
+	select {
+	case <-opened:
+	case <-time.After(openTimeout):
+	}
+	return s.WriteCloser.Close()
 }

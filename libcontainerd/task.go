@@ -262,9 +262,7 @@ func (t *task) Exec(ctx context.Context, processID string, spec *specs.Process, 
 		return nil, errors.Join(err, std.discard())
 	}
 	t.ledger.keepStdio(t.run, std)
-	if err := std.in.ready(h.closeStdin(ctx)); err != nil {
-		t.client.log.WithError(err).WithField("container", t.ledger.id).WithField("exec", processID).Warn("stdin stays open")
-	}
+	h.stdinReady(ctx)
 	return h, nil
 }
 

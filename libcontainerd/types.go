@@ -200,7 +200,7 @@ type Sandbox interface {
 
 // StdioCallback connects the stdio of a process; it gets the engine's ends of the
 // FIFOs and returns what owns them from then on. Closing Stdin closes the
-// process's.
+// process's; it may be repeated if that fails.
 type StdioCallback func(io *cio.DirectIO) (cio.IO, error)
 
 // Stats are the metrics of a cgroup.
