@@ -9,6 +9,7 @@ import (
 	"log"
 	"os"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 
@@ -47,11 +48,21 @@ func (e *engine) open(ctx context.Context) (*containerd.Client, libcontainerd.Cl
 }
 
 // output passes on what a process writes.
-func output(dio *cio.DirectIO) (cio.IO, error) {
+type output struct {
+	*cio.DirectIO
+	copying sync.WaitGroup
+}
+
+// Wait returns when all of it was passed on, which the deletion of the process waits
+// for: a DirectIO's own would return at once.
+func (o *output) Wait() { o.copying.Wait() }
+
+func attach(dio *cio.DirectIO) (cio.IO, error) {
+	o := &output{DirectIO: dio}
 	for from, to := range map[io.Reader]io.Writer{dio.Stdout: os.Stdout, dio.Stderr: os.Stderr} {
-		go io.Copy(to, from) // ends with the process
+		o.copying.Go(func() { io.Copy(to, from) }) // ends with the process
 	}
-	return dio, nil
+	return o, nil
 }
 
 // run runs a container of an image, restarts the engine meanwhile, and says how the
@@ -89,7 +100,7 @@ func (e *engine) run(ctx context.Context, image, runtime string) (err error) {
 	fmt.Print("the container says ", <-ready)
 
 	process := &specs.Process{Args: []string{"/bin/sh", "-c", "exit 3"}, Cwd: "/"}
-	if _, err := task.Exec(ctx, "job", process, false, output); err != nil {
+	if _, err := task.Exec(ctx, "job", process, false, attach); err != nil {
 		return err
 	}
 	job := <-e.exits
@@ -106,7 +117,7 @@ func (e *engine) run(ctx context.Context, image, runtime string) (err error) {
 	if ctr, err = lib.LoadContainer(ctx, "web"); err != nil {
 		return err
 	}
-	if task, err = ctr.AttachTask(ctx, output); err != nil {
+	if task, err = ctr.AttachTask(ctx, attach); err != nil {
 		return err
 	}
 	if err := task.Kill(ctx, syscall.SIGTERM); err != nil {

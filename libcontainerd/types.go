@@ -66,8 +66,9 @@ type Process interface {
 	// server's class. It may be repeated.
 	Resize(ctx context.Context, width, height uint32) error
 	// Delete removes the process that has exited, and its FIFOs, and returns how it
-	// exited. FailedPrecondition: it runs. It may be repeated after ErrUnavailable;
-	// NotFound then says that it is done.
+	// exited; it waits until the output was read, see StdioCallback. FailedPrecondition:
+	// it runs. It may be repeated after ErrUnavailable; NotFound then says that it is
+	// done.
 	Delete(ctx context.Context) (*containerd.ExitStatus, error)
 }
 
@@ -199,8 +200,10 @@ type Sandbox interface {
 }
 
 // StdioCallback connects the stdio of a process; it gets the engine's ends of the
-// FIFOs and returns what owns them from then on. Closing Stdin closes the
-// process's; it may be repeated if that fails.
+// FIFOs and returns what owns them from then on. Its Wait must return only when the
+// output was read to its end, which Delete waits for before it removes the FIFOs; that
+// of the DirectIO itself returns at once, which suits those who do not want the
+// output. Closing Stdin closes the process's; it may be repeated if that fails.
 type StdioCallback func(io *cio.DirectIO) (cio.IO, error)
 
 // Stats are the metrics of a cgroup.

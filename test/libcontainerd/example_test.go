@@ -23,7 +23,7 @@ func TestExample(t *testing.T) {
 		if err != nil {
 			t.Fatalf("%v:\n%s", err, out)
 		}
-		for _, want := range []string{"the container says hello\n", "job ended with 3\n", "web ended with 7\n"} {
+		for _, want := range []string{"the container says hello\n", "job ended with 3\n", "bye\n", "web ended with 7\n"} {
 			if !strings.Contains(string(out), want) {
 				t.Errorf("no %q in:\n%s", want, out)
 			}
