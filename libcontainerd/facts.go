@@ -106,7 +106,7 @@ func (p *process) startedLocked(pid uint32) {
 	if p.removed && !p.started {
 		return // what came after it may have been told
 	}
-	p.added, p.started, p.starting = true, true, false
+	p.added, p.started, p.starting, p.absent = true, true, false, false
 	if p.pid == 0 && p.queued < phaseStarted { // else it was told without
 		p.pid = pid
 	}
@@ -180,6 +180,9 @@ func (l *ledger) execLocked(r *run, id string, pid uint32) *process {
 		return nil
 	}
 	p := newProcess(id, 0)
+	if l.unburyLocked(r, id) {
+		p.added, p.queued, p.told = true, phaseAdded, phaseAdded
+	}
 	r.execs = append(r.execs, p)
 	return p
 }
@@ -202,6 +205,7 @@ func (l *ledger) ownExec(r *run, id string) (p *process, err error) {
 			err = fmt.Errorf("exec %q of container %q: %w", id, l.id, errdefs.ErrAlreadyExists)
 			return
 		}
+		l.unburyLocked(r, id) // another of the id cannot start any more
 		p = newProcess(id, 0)
 		p.own, p.calling = true, true
 		r.execs = append(r.execs, p)

@@ -2,10 +2,12 @@ package libcontainerd_test
 
 import (
 	"context"
+	"fmt"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"github.com/containerd/containerd/api/services/tasks/v1"
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/runtime-spec/specs-go"
 
@@ -97,6 +99,61 @@ func TestOtherProgramIsFoundOut(t *testing.T) {
 			})
 		}
 	}
+}
+
+// TestFailedExecsAreForgotten: no event says that the start of an exec failed. Those
+// that the server has forgotten do not count any more.
+func TestFailedExecsAreForgotten(t *testing.T) {
+	bubble(t, nil, func(w *world) {
+		w.has("k")
+		w.load("k")
+		w.do("k", "csA")
+		want := []string{"create", "start", "exec-added e"}
+		o := w.f.other()
+		for i := range 3000 {
+			id := fmt.Sprint("probe", i)
+			_, err := o.Exec(w.ctx, &tasks.ExecProcessRequest{ContainerID: "k", ExecID: id})
+			w.must(err)
+			_, err = o.DeleteProcess(w.ctx, &tasks.DeleteProcessRequest{ContainerID: "k", ExecID: id})
+			w.must(err)
+			want = append(want, "exec-added "+id)
+			if i%500 == 0 {
+				time.Sleep(2 * time.Minute)
+			}
+		}
+		time.Sleep(2 * time.Minute)
+		if n := libcontainerd.LedgerSize(w.c, "k"); n > 520 {
+			t.Errorf("the ledger has %d entries", n)
+		}
+		w.do("k", "SX") // that one was not forgotten
+		w.expect("k", append(want, "exec-started e", "exit e 7")...)
+		w.end()
+		w.must(w.log.Check(false))
+	})
+}
+
+// TestForgottenExecHadStarted: the events of an exec are later than the answer that the
+// server does not know it.
+func TestForgottenExecHadStarted(t *testing.T) {
+	bubble(t, nil, func(w *world) {
+		w.has("k")
+		w.load("k")
+		w.do("k", "csA")
+		synctest.Wait()
+		w.f.hold()
+		w.do("k", "SXD")
+		time.Sleep(time.Minute)
+		if n := libcontainerd.LedgerSize(w.c, "k"); n > 3 { // itself, the task and a tombstone
+			t.Errorf("the ledger has %d entries", n)
+		}
+		w.f.release()
+		want := []string{"create", "start", "exec-added e", "exec-started e", "exit e 7"}
+		w.expect("k", want...)
+		w.do("k", "ASX")
+		w.expect("k", append(want, "exec-added e", "exec-started e", "exit e 7")...)
+		w.end()
+		w.must(w.log.Check(false))
+	})
 }
 
 // TestStartOfAnExecIsNeverKnown: the program is killed while it starts an exec, or its

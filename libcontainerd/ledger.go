@@ -35,6 +35,7 @@ type ledger struct {
 	making   int  // calls for a new task that have not returned
 	halfMade bool // one that returned may have made a task that nobody got the news of
 	asking   bool // a goroutine asks for the state
+	sweeping bool // a goroutine asks for execs that did not start
 	pauses   int  // how many paused and resumed events came
 }
 
@@ -43,6 +44,7 @@ type ledger struct {
 type tombstone struct {
 	exec string // empty for a first process
 	pid  uint32
+	run  *run // of an exec that was absent: should it have started, it was told as added
 }
 
 // maxTombstones is how many processes a late event may be behind.
@@ -87,6 +89,7 @@ type process struct {
 	learned  *exit         // that will be the exit if no event comes soon
 	watched  bool          // a goroutine waits for its exit
 	removed  bool          // the server has forgotten it
+	absent   bool          // so it seems, but the news of its start may be late
 
 	queued, told phase
 }
@@ -333,9 +336,9 @@ func (l *ledger) forgetLocked() {
 	for _, r := range l.runs {
 		ended := r.init.queued == phaseExited
 		r.execs = slices.DeleteFunc(r.execs, func(p *process) bool {
-			over := p.told == phaseExited || p.told == p.queued && (ended || p.removed && !p.started)
+			over := p.told == phaseExited || p.told == p.queued && (ended || !p.started && (p.removed || p.absent))
 			if over {
-				l.buryLocked(p)
+				l.buryLocked(r, p)
 			}
 			return over
 		})
@@ -344,20 +347,32 @@ func (l *ledger) forgetLocked() {
 		p := r.init
 		over := p.removed && len(r.execs) == 0 && p.told == p.queued && (p.told == phaseExited || !p.started)
 		if over {
-			l.buryLocked(p)
+			l.buryLocked(r, p)
 		}
 		return over
 	})
 }
 
-func (l *ledger) buryLocked(p *process) {
+func (l *ledger) buryLocked(r *run, p *process) {
 	if p.told == phaseNone {
 		return // so there is nothing to tell twice
 	}
 	if len(l.gone) == maxTombstones {
 		l.gone = slices.Delete(l.gone, 0, 1)
 	}
-	l.gone = append(l.gone, tombstone{p.id, p.pid})
+	t := tombstone{exec: p.id, pid: p.pid}
+	if p.absent && !p.removed && !p.started {
+		t.run = r
+	}
+	l.gone = append(l.gone, t)
+}
+
+// unburyLocked says whether the run had an exec of the id that was absent. It is not
+// gone any more.
+func (l *ledger) unburyLocked(r *run, exec string) bool {
+	n := len(l.gone)
+	l.gone = slices.DeleteFunc(l.gone, func(t tombstone) bool { return t.exec == exec && t.run == r })
+	return len(l.gone) < n
 }
 
 // isGone: a process of the exec id, or a first process if that is empty, was

@@ -12,12 +12,13 @@ import (
 // retryFirst and retryLast bound the wait between two questions to a server that
 // does not answer; eventGrace is how much earlier than its event an exit may be
 // learned, and goneGrace how long it may come after the news that its process was
-// deleted.
+// deleted; sweepLast is the longest time between two questions for dormant execs.
 const (
 	retryFirst = 50 * time.Millisecond
 	retryLast  = 2 * time.Second
 	eventGrace = time.Second
 	goneGrace  = 5 * time.Second
+	sweepLast  = time.Minute
 )
 
 // watchLocked has a goroutine wait for the exit of each process that runs. The
@@ -27,6 +28,49 @@ func (l *ledger) watchLocked() {
 		for _, p := range append([]*process{r.init}, r.execs...) {
 			if p.started && p.exit == nil && !p.watched {
 				p.watched = l.client.spawn(func(ctx context.Context) { l.watch(ctx, r, p) })
+			}
+		}
+	}
+	if !l.sweeping && len(l.dormantLocked()) > 0 {
+		l.sweeping = l.client.spawn(l.sweep)
+	}
+}
+
+// dormantLocked are the execs that other programs have added and not started.
+func (l *ledger) dormantLocked() (dormant []*process) {
+	for _, r := range l.runs {
+		if r.init.queued == phaseExited {
+			continue // and its execs go with it
+		}
+		for _, p := range r.execs {
+			if p.added && !p.started && !p.own && !p.absent {
+				dormant = append(dormant, p)
+			}
+		}
+	}
+	return dormant
+}
+
+// sweep finds the dormant execs that the server has forgotten, as those whose start
+// failed: no event says so, and they would be followed as long as their container
+// runs. One may have started all the same, if its events are late.
+func (l *ledger) sweep(ctx context.Context) {
+	for wait := goneGrace; ; wait = min(2*wait, sweepLast) {
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(wait):
+		}
+		l.mu.Lock()
+		dormant := l.dormantLocked()
+		l.sweeping = len(dormant) > 0
+		l.mu.Unlock()
+		if len(dormant) == 0 {
+			return
+		}
+		for _, p := range dormant {
+			if _, err := l.client.state(ctx, l.id, p.id); errdefs.IsNotFound(err) {
+				l.update(func() { p.absent = !p.started })
 			}
 		}
 	}
