@@ -192,7 +192,7 @@ func (c *client) NewContainer(ctx context.Context, id string, spec *specs.Spec, 
 		defer cancel()
 		return nil, errors.Join(err, failed(ctr.Delete(ctx), "container %q: undo", id))
 	}
-	return &container{client: c, ledger: l, ctr: ctr}, nil
+	return newContainer(l, ctr), nil
 }
 
 func (c *client) LoadContainer(ctx context.Context, id string) (Container, error) {
@@ -211,7 +211,7 @@ func (c *client) LoadContainer(ctx context.Context, id string) (Container, error
 	if err := c.reconcile(ctx, l); err != nil {
 		return nil, fmt.Errorf("container %q: load: %w", id, err)
 	}
-	return &container{client: c, ledger: l, ctr: ctr}, nil
+	return newContainer(l, ctr), nil
 }
 
 func (c *client) find(ctx context.Context, id string) (containerd.Container, *ledger, error) {

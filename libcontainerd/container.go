@@ -22,7 +22,38 @@ var _ Container = (*container)(nil)
 type container struct {
 	client *client
 	ledger *ledger
+	life   int // which of the ledger's
 	ctr    containerd.Container
+}
+
+func newContainer(l *ledger, ctr containerd.Container) *container {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return &container{client: l.client, ledger: l, life: l.lives, ctr: ctr}
+}
+
+// begin starts a call. NotFound: the container is gone; another may have its id, whose
+// task is not this one's to make, and would be told twice.
+func (c *container) begin(ctx context.Context) (_ context.Context, end func(), err error) {
+	ctx, end, err = c.client.begin(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	if err := c.check(); err != nil {
+		end()
+		return nil, nil, err
+	}
+	return ctx, end, nil
+}
+
+func (c *container) check() error {
+	l := c.client.ledger(containers, c.ledger.id)
+	c.ledger.mu.Lock()
+	defer c.ledger.mu.Unlock()
+	if l != c.ledger || l.deleted || l.lives != c.life {
+		return fmt.Errorf("container %q was deleted: %w", c.ledger.id, errdefs.ErrNotFound)
+	}
+	return nil
 }
 
 func (c *container) Start(ctx context.Context, checkpointDir string, withStdin bool, attachStdio StdioCallback) (Task, error) {
@@ -39,7 +70,7 @@ func (c *container) Start(ctx context.Context, checkpointDir string, withStdin b
 }
 
 func (c *container) NewTask(ctx context.Context, checkpointDir string, withStdin bool, attachStdio StdioCallback) (_ Task, err error) {
-	ctx, end, err := c.client.begin(ctx)
+	ctx, end, err := c.begin(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -75,6 +106,9 @@ func (c *container) NewTask(ctx context.Context, checkpointDir string, withStdin
 	if err := c.ledger.waitForRoom(ctx); err != nil {
 		return nil, err
 	}
+	if err := c.check(); err != nil {
+		return nil, err // since then
+	}
 	std, err := c.ledger.stdio(id, withStdin, spec.Process != nil && spec.Process.Terminal, attachStdio)
 	if err != nil {
 		return nil, fmt.Errorf("container %q: create task: %w", id, err)
@@ -87,7 +121,11 @@ func (c *container) NewTask(ctx context.Context, checkpointDir string, withStdin
 	if err != nil {
 		err = failed(err, "container %q: create task", id)
 		c.ledger.setHalfMade(uncertain(err) || errdefs.IsUnknown(err))
-		return nil, errors.Join(err, std.discard())
+		err = errors.Join(err, std.discard())
+		if errdefs.IsNotFound(err) { // perhaps the container; what is left of it goes, or later
+			_, _, _ = c.client.find(ctx, id)
+		}
+		return nil, err
 	}
 	t := c.task(c.ledger.own(ct.Pid()), std)
 	t.stdinReady(ctx)
@@ -119,7 +157,7 @@ func (c *container) removeHalfMade(ctx context.Context) error {
 }
 
 func (c *container) Task(ctx context.Context) (Task, error) {
-	ctx, end, err := c.client.begin(ctx)
+	ctx, end, err := c.begin(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -145,7 +183,7 @@ func (c *container) load(ctx context.Context) (*task, *tasktypes.Process, error)
 }
 
 func (c *container) AttachTask(ctx context.Context, attachStdio StdioCallback) (Task, error) {
-	ctx, end, err := c.client.begin(ctx)
+	ctx, end, err := c.begin(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -168,7 +206,7 @@ func (c *container) AttachTask(ctx context.Context, attachStdio StdioCallback) (
 }
 
 func (c *container) Delete(ctx context.Context) error {
-	ctx, end, err := c.client.begin(ctx)
+	ctx, end, err := c.begin(ctx)
 	if err != nil {
 		return err
 	}
@@ -178,6 +216,9 @@ func (c *container) Delete(ctx context.Context) error {
 		return fmt.Errorf("container: delete: %w", err)
 	}
 	defer unlock()
+	if err := c.check(); err != nil {
+		return err // since then
+	}
 	err = failed(c.ctr.Delete(ctx), "container %q: delete", c.ledger.id)
 	if err == nil || errdefs.IsNotFound(err) {
 		c.ledger.containerGone()

@@ -72,7 +72,7 @@ func TestErrorsHaveAClass(t *testing.T) {
 		"Sandbox.Shutdown": sb.Shutdown,
 	}
 	done := map[string]bool{"ForceDelete": true, "Sandbox.Shutdown": true} // when there is nothing left
-	last := map[string]bool{"LoadContainer": true, "LoadSandbox": true, "Container.Delete": true, "Process.Delete": true}
+	last := map[string]bool{"LoadContainer": true, "LoadSandbox": true, "NewTask": true, "Container.Start": true, "Container.Delete": true, "Process.Delete": true}
 	for code, class := range classes {
 		w.f.refuse(status.Error(code, "no"))
 		for name, call := range calls {

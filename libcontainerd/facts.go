@@ -281,6 +281,7 @@ func (l *ledger) made() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.fresh = true
+	l.lives++
 }
 
 // exists: the server has the container. It may have been taken for gone, by a call

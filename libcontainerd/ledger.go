@@ -28,6 +28,7 @@ type ledger struct {
 	telling bool     // a goroutine tells
 	room    chan struct{}
 	deleted bool // no container of the id is left
+	lives   int  // how many containers of the id were made by this client
 
 	oldStdio []string // directories of an earlier program
 

@@ -101,7 +101,8 @@ type Client interface {
 	Close() error
 }
 
-// Container is a container's metadata, and the way to its task.
+// Container is a container's metadata, and the way to its task. Once it was deleted its
+// methods say NotFound, even if another has its id.
 type Container interface {
 	// NewTask creates the container's first process, which Start then lets run.
 	// checkpointDir, if not empty, has what CreateCheckpoint left. A terminal is
