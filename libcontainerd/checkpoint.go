@@ -28,6 +28,9 @@ func (t *task) CreateCheckpoint(ctx context.Context, dir string, exit bool) (err
 		return err
 	}
 	defer end()
+	if _, err := t.check(ctx); err != nil {
+		return fmt.Errorf("%s: checkpoint: %w", t.handle, err)
+	}
 	ct, err := t.container.ctr.Task(ctx, nil)
 	if err != nil {
 		return failed(err, "%s: checkpoint", t.handle)

@@ -67,12 +67,21 @@ func (h *handle) Pid() uint32 {
 	return h.proc.pid
 }
 
+// check asks for the process's state, before a call that goes by its id. NotFound: it is
+// gone, and another may have its id.
+func (h *handle) check(ctx context.Context) (*tasktypes.Process, error) {
+	return h.ledger.stillThere(ctx, h.proc)
+}
+
 func (h *handle) Kill(ctx context.Context, signal syscall.Signal) error {
 	ctx, end, err := h.client.begin(ctx)
 	if err != nil {
 		return err
 	}
 	defer end()
+	if _, err := h.check(ctx); err != nil {
+		return fmt.Errorf("%s: kill: %w", h, err)
+	}
 	_, err = h.service().Kill(ctx, &tasks.KillRequest{ContainerID: h.ledger.id, ExecID: h.proc.id, Signal: uint32(signal)})
 	return failed(err, "%s: kill", h)
 }
@@ -83,6 +92,9 @@ func (h *handle) Resize(ctx context.Context, width, height uint32) error {
 		return err
 	}
 	defer end()
+	if _, err := h.check(ctx); err != nil {
+		return fmt.Errorf("%s: resize: %w", h, err)
+	}
 	_, err = h.service().ResizePty(ctx, &tasks.ResizePtyRequest{ContainerID: h.ledger.id, ExecID: h.proc.id, Width: width, Height: height})
 	return failed(err, "%s: resize", h)
 }
@@ -287,10 +299,14 @@ func (h *handle) observe(ctx context.Context) (*tasktypes.Process, error) {
 	if err != nil {
 		return nil, err
 	}
+	is := false
 	if h.proc.id != "" {
-		h.ledger.observeExec(exec, state)
-	} else if h.ledger.observe(before, state) != h.run {
-		return nil, fmt.Errorf("%s has another task: %w", h, errdefs.ErrNotFound)
+		is = h.ledger.observeExec(exec, state)
+	} else {
+		is = h.ledger.observe(before, state) == h.run
+	}
+	if !is {
+		return nil, fmt.Errorf("%s is gone, another has its id: %w", h, errdefs.ErrNotFound)
 	}
 	return state, nil
 }

@@ -188,12 +188,14 @@ func (c *client) reconcileExec(ctx context.Context, l *ledger, p asked) error {
 	return nil
 }
 
-func (l *ledger) observeExec(p asked, state *tasktypes.Process) {
+// observeExec writes down the state of an exec. False: it is another's of the id.
+func (l *ledger) observeExec(p asked, state *tasktypes.Process) (is bool) {
 	l.update(func() {
-		if p.pid != 0 && state.Pid != 0 && state.Pid != p.pid { // another of the id
+		if p.anotherLocked(state) {
 			l.notFoundLocked(p)
 			return
 		}
+		is = true
 		p.added = true
 		switch {
 		case running(state.Status) && state.Pid != 0: // those of a paused container are all paused
@@ -207,6 +209,7 @@ func (l *ledger) observeExec(p asked, state *tasktypes.Process) {
 			p.starting = false
 		}
 	})
+	return is
 }
 
 // reconcileForeign finds the execs that other programs started.

@@ -36,7 +36,10 @@ func (t *task) Start(ctx context.Context) error {
 	if started {
 		return nil
 	}
-	return t.start(ctx)
+	if _, err := t.check(ctx); errdefs.IsNotFound(err) {
+		return fmt.Errorf("%s: start: %w", t.handle, err)
+	}
+	return t.start(ctx) // which goes on until the server answers
 }
 
 func (t *task) Pause(ctx context.Context) error {
@@ -55,7 +58,7 @@ func (t *task) Pause(ctx context.Context) error {
 // expect finds a task in another state out before a runtime is asked, which some
 // refuse without a class and others do not.
 func (t *task) expect(ctx context.Context, want tasktypes.Status) error {
-	state, err := t.client.state(ctx, t.ledger.id, "")
+	state, err := t.check(ctx)
 	if err != nil {
 		return err
 	}
@@ -71,6 +74,9 @@ func (t *task) Resume(ctx context.Context) error {
 		return err
 	}
 	defer end()
+	if _, err := t.check(ctx); err != nil {
+		return fmt.Errorf("%s: resume: %w", t.handle, err)
+	}
 	_, err = t.service().Resume(ctx, &tasks.ResumeTaskRequest{ContainerID: t.ledger.id})
 	return failed(err, "%s: resume", t.handle)
 }
@@ -81,6 +87,9 @@ func (t *task) Stats(ctx context.Context) (*Stats, error) {
 		return nil, err
 	}
 	defer end()
+	if _, err := t.check(ctx); err != nil {
+		return nil, fmt.Errorf("%s: metrics: %w", t.handle, err)
+	}
 	resp, err := t.service().Metrics(ctx, &tasks.MetricsRequest{Filters: []string{"id==" + t.ledger.id}})
 	if err != nil {
 		return nil, failed(err, "%s: metrics", t.handle)
@@ -97,6 +106,9 @@ func (t *task) Pids(ctx context.Context) ([]containerd.ProcessInfo, error) {
 		return nil, err
 	}
 	defer end()
+	if _, err := t.check(ctx); err != nil {
+		return nil, fmt.Errorf("%s: processes: %w", t.handle, err)
+	}
 	resp, err := t.service().ListPids(ctx, &tasks.ListPidsRequest{ContainerID: t.ledger.id})
 	if err != nil {
 		return nil, failed(err, "%s: processes", t.handle)
@@ -131,7 +143,7 @@ func (t *task) Status(ctx context.Context) (containerd.Status, error) {
 		return containerd.Status{}, err
 	}
 	defer end()
-	state, err := t.client.state(ctx, t.ledger.id, "")
+	state, err := t.check(ctx)
 	if err != nil {
 		return containerd.Status{}, err
 	}
@@ -163,6 +175,9 @@ func (t *task) UpdateResources(ctx context.Context, resources *Resources) error 
 	limits, err := typeurl.MarshalAnyToProto(resources)
 	if err != nil {
 		return fmt.Errorf("%s: update: %w: %w", t.handle, errdefs.ErrInvalidArgument, err)
+	}
+	if _, err := t.check(ctx); err != nil {
+		return fmt.Errorf("%s: update: %w", t.handle, err)
 	}
 	_, err = t.service().Update(ctx, &tasks.UpdateTaskRequest{ContainerID: t.ledger.id, Resources: limits})
 	return failed(err, "%s: update", t.handle)

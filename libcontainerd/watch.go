@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/containerd/containerd/api/services/tasks/v1"
+	tasktypes "github.com/containerd/containerd/api/types/task"
 	"github.com/containerd/errdefs"
 )
 
@@ -119,11 +120,11 @@ func (l *ledger) await(ctx context.Context, r *run, p *process, certain bool) (e
 		return l.awaitSandbox(ctx)
 	}
 	if !certain {
-		if err := l.stillThere(ctx, r.init); err != nil {
+		if _, err := l.stillThere(ctx, r.init); err != nil {
 			return exit{}, err
 		}
 		if p != r.init {
-			if err := l.stillThere(ctx, p); err != nil {
+			if _, err := l.stillThere(ctx, p); err != nil {
 				return exit{}, err
 			}
 		}
@@ -138,18 +139,24 @@ func (l *ledger) await(ctx context.Context, r *run, p *process, certain bool) (e
 	return exitOf(resp.ExitStatus, resp.ExitedAt), nil
 }
 
-// stillThere: what the server has under the process's id is that process.
-func (l *ledger) stillThere(ctx context.Context, p *process) error {
+// stillThere: what the server has under the process's id is that process, in the state
+// that is returned.
+func (l *ledger) stillThere(ctx context.Context, p *process) (*tasktypes.Process, error) {
 	state, err := l.client.state(ctx, l.id, p.id)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if state.Pid != 0 && p.pid != 0 && state.Pid != p.pid {
-		return fmt.Errorf("container %q has another process: %w", l.id, errdefs.ErrNotFound)
+	if p.anotherLocked(state) {
+		return nil, fmt.Errorf("container %q has another process: %w", l.id, errdefs.ErrNotFound)
 	}
-	return nil
+	return state, nil
+}
+
+// anotherLocked: the state is of one that has the process's id now.
+func (p *process) anotherLocked(state *tasktypes.Process) bool {
+	return p.pid != 0 && state.Pid != p.pid && (state.Pid != 0 || state.Status == tasktypes.Status_CREATED)
 }
 
 func (l *ledger) awaitSandbox(ctx context.Context) (exit, error) {
