@@ -120,7 +120,9 @@ func (c *container) NewTask(ctx context.Context, checkpointDir string, withStdin
 	ct, err := c.ctr.NewTask(ctx, func(string) (cio.IO, error) { return std.io, nil }, opts...)
 	if err != nil {
 		err = failed(err, "container %q: create task", id)
-		c.ledger.setHalfMade(uncertain(err) || errdefs.IsUnknown(err))
+		if uncertain(err) || errdefs.IsUnknown(err) {
+			c.ledger.setHalfMade(true) // else what an earlier attempt may leave is still to come
+		}
 		err = errors.Join(err, std.discard())
 		if errdefs.IsNotFound(err) { // perhaps the container; what is left of it goes, or later
 			_, _, _ = c.client.find(ctx, id)
@@ -136,7 +138,8 @@ func (c *container) task(r *run, std stdio) *task {
 	return &task{handle: newHandle(c.ledger, r, r.init, std), container: c}
 }
 
-// removeHalfMade removes the task of an earlier NewTask that got no answer.
+// removeHalfMade removes the task of an earlier NewTask that got no answer. That there
+// is none says nothing: the server may still be at it.
 func (c *container) removeHalfMade(ctx context.Context) error {
 	if !c.ledger.isHalfMade() {
 		return nil
@@ -144,6 +147,7 @@ func (c *container) removeHalfMade(ctx context.Context) error {
 	state, err := c.client.state(ctx, c.ledger.id, "")
 	switch {
 	case errdefs.IsNotFound(err):
+		return nil
 	case err != nil:
 		return err
 	case state.Status == tasktypes.Status_CREATED || state.Status == tasktypes.Status_STOPPED:

@@ -303,6 +303,35 @@ func TestTaskThatNobodyStarted(t *testing.T) {
 	}
 }
 
+// TestTaskThatIsMadeLate: the server comes to do what a NewTask without an answer asked
+// for when the repetition has looked for it.
+func TestTaskThatIsMadeLate(t *testing.T) {
+	w := newWorld(t, nil)
+	ctr, err := w.c.NewContainer(w.ctx, "k", spec(), "fake", nil)
+	w.must(err)
+	attempts := 0
+	w.f.before("create", func() error {
+		switch attempts++; attempts {
+		case 1:
+			return errAway
+		case 2:
+			w.do("k", "c")
+		}
+		return nil
+	})
+	for _, is := range []func(error) bool{errdefs.IsUnavailable, errdefs.IsAlreadyExists} {
+		if _, err := ctr.NewTask(w.ctx, "", false, nil); !is(err) {
+			t.Errorf("attempt %d: %v", attempts, err)
+		}
+	}
+	task, err := ctr.Start(w.ctx, "", false, nil)
+	w.must(err)
+	w.must(task.ForceDelete(w.ctx))
+	w.must(ctr.Delete(w.ctx))
+	w.expect("k", "create", "create", "start", "exit 137")
+	w.end()
+}
+
 // TestInterruptedExec: the server gives the start of an exec up when the connection
 // breaks. The exec is made anew, for a second start would spoil it.
 func TestInterruptedExec(t *testing.T) {
