@@ -50,7 +50,8 @@ func (c *client) reconcile(ctx context.Context, l *ledger) error {
 	return c.reconcileOOM(ctx, l, r)
 }
 
-// ask reconciles in the background, once for all who ask meanwhile.
+// ask reconciles in the background, once for all who ask meanwhile, and again until
+// there is an answer or the ledger is forgotten.
 func (c *client) ask(l *ledger) {
 	l.mu.Lock()
 	asking := l.asking
@@ -60,11 +61,22 @@ func (c *client) ask(l *ledger) {
 		return
 	}
 	c.spawn(func(ctx context.Context) {
-		l.mu.Lock()
-		l.asking = false // who asks from now on wants a later answer
-		l.mu.Unlock()
-		if err := c.reconcile(ctx, l); err != nil && ctx.Err() == nil {
+		for wait := retryFirst; ; {
+			l.mu.Lock()
+			l.asking = false // who asks from now on wants a later answer
+			l.mu.Unlock()
+			err := c.reconcile(ctx, l)
+			if err == nil || ctx.Err() != nil || c.ledger(l.kind, l.id) != l {
+				return
+			}
 			c.log.WithError(err).WithField("container", l.id).Debug("state not known yet")
+			l.mu.Lock()
+			asking := l.asking
+			l.asking = true
+			l.mu.Unlock()
+			if asking || pause(ctx, &wait) != nil {
+				return // another goroutine asks as long as it takes
+			}
 		}
 	})
 }

@@ -2,6 +2,7 @@ package libcontainerd_test
 
 import (
 	"testing"
+	"testing/synctest"
 	"time"
 
 	sandboxapi "github.com/containerd/containerd/api/services/sandbox/v1"
@@ -89,5 +90,28 @@ func TestSandboxLifeUnseen(t *testing.T) {
 		if libcontainerd.LedgerSize(w.c, "s") != 0 || !w.empty() {
 			t.Error("something is left")
 		}
+	})
+}
+
+// TestSandboxIsAskedAgain: the question that an event leads to gets no answer, and the
+// stream goes on.
+func TestSandboxIsAskedAgain(t *testing.T) {
+	bubble(t, nil, func(w *world) {
+		_, err := w.c.NewSandbox(w.ctx, sandbox.Sandbox{ID: "s", Sandboxer: sandboxer})
+		w.must(err)
+		w.expect("s", "create")
+		synctest.Wait() // what the subscription had asked for is known
+		asked := 0
+		w.f.before("sandbox", func() error {
+			if asked++; asked < 5 {
+				return errAway
+			}
+			return nil
+		})
+		_, err = controllers{f: w.f.other()}.Start(w.ctx, &sandboxapi.ControllerStartRequest{SandboxID: "s"})
+		w.must(err)
+		w.expect("s", "create", "start")
+		w.f.before("sandbox", func() error { return errAway })
+		w.end() // which does not wait for an answer
 	})
 }
