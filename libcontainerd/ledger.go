@@ -170,15 +170,21 @@ func (l *ledger) beginLocked(pid uint32) *run {
 	return r
 }
 
-// exec is the last of the id whose pid is the one given, or not known yet; 0 stands
-// for any pid.
-func (r *run) exec(id string, pid uint32) *process {
+// exec is the one of the id that has the pid, or the last whose pid is not known yet: an
+// event may be late, and about one that had the id before. 0 stands for any pid.
+func (r *run) exec(id string, pid uint32) (found *process) {
 	for _, p := range slices.Backward(r.execs) {
-		if p.id == id && (pid == 0 || p.pid == 0 || p.pid == pid) {
+		if p.id != id {
+			continue
+		}
+		if pid == 0 || p.pid == pid {
 			return p
 		}
+		if p.pid == 0 && found == nil {
+			found = p
+		}
 	}
-	return nil
+	return found
 }
 
 // live says whether something may still become of the process.

@@ -203,6 +203,44 @@ func TestLateEvents(t *testing.T) {
 	}
 }
 
+// TestLateStartOfAnExec: the start of an exec is heard when another of the id is about
+// to start, and the backend has not taken what it was told of the first.
+func TestLateStartOfAnExec(t *testing.T) {
+	m := &mood{act: content}
+	w := newWorld(t, m)
+	ctr, err := w.c.NewContainer(w.ctx, "k", spec(), "fake", nil)
+	w.must(err)
+	task, err := ctr.Start(w.ctx, "", false, nil)
+	w.must(err)
+	w.expect("k", "create", "start")
+	release := make(chan struct{})
+	m.set(func(string, libcontainerd.EventType) error { <-release; return nil })
+	w.f.hold()
+	for i := range 2 {
+		if i == 1 {
+			w.f.before("start", func() error {
+				w.f.release()
+				time.Sleep(100 * time.Millisecond) // it is heard
+				return nil
+			})
+		}
+		p, err := task.Exec(w.ctx, "e", &specs.Process{Args: []string{"true"}}, false, nil)
+		w.must(err)
+		w.f.end("k", "e", 7)
+		_, err = p.Delete(w.ctx)
+		w.must(err)
+	}
+	close(release)
+	w.must(task.ForceDelete(w.ctx))
+	w.must(ctr.Delete(w.ctx))
+	exec := []string{"exec-added e", "exec-started e", "exit e 7"}
+	w.expect("k", slices.Concat([]string{"create", "start"}, exec, exec, []string{"exit 137"})...)
+	if got, want := exits(w.log, "k"), w.f.truth("k"); !slices.Equal(got, want) {
+		t.Errorf("told %v, want %v", got, want)
+	}
+	w.end()
+}
+
 func TestExecWaitsForRoom(t *testing.T) {
 	m := &mood{act: content}
 	w := newWorld(t, m)
