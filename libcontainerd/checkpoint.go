@@ -59,10 +59,12 @@ func (t *task) CreateCheckpoint(ctx context.Context, dir string, exit bool) (err
 	}
 	defer blob.Close()
 	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return fmt.Errorf("%s: checkpoint: %w", t.handle, err)
+		return local(err, "%s: checkpoint", t.handle)
 	}
-	_, err = archive.Apply(ctx, dir, content.NewReader(blob))
-	return failed(err, "%s: checkpoint", t.handle)
+	if _, err = archive.Apply(ctx, dir, content.NewReader(blob)); err != nil {
+		return local(failed(err, "to %s", dir), "%s: checkpoint", t.handle)
+	}
+	return nil
 }
 
 // processState finds the archive with the processes' state in a checkpoint's image.

@@ -45,11 +45,11 @@ func New(ctx context.Context, cli *containerd.Client, opts Options) (Client, err
 		return nil, fmt.Errorf("libcontainerd: a containerd client and a Backend are needed: %w", errdefs.ErrInvalidArgument)
 	}
 	if err := os.MkdirAll(opts.StateDir, 0o700); err != nil {
-		return nil, fmt.Errorf("libcontainerd: %w", err)
+		return nil, local(err, "libcontainerd: StateDir")
 	}
 	dir, err := lockDir(opts.StateDir)
 	if err != nil {
-		return nil, fmt.Errorf("libcontainerd: %w", err)
+		return nil, local(err, "libcontainerd")
 	}
 	if opts.Logger == nil {
 		opts.Logger = log.G(ctx)

@@ -3,6 +3,8 @@ package libcontainerd_test
 import (
 	"context"
 	"errors"
+	"os"
+	"path/filepath"
 	"syscall"
 	"testing"
 	"time"
@@ -154,4 +156,38 @@ func TestArgumentsAreChecked(t *testing.T) {
 		}
 	}
 	w.must(task.ForceDelete(w.ctx))
+}
+
+// TestLocalErrorsHaveAClass: what fails on this machine has a class, too.
+func TestLocalErrorsHaveAClass(t *testing.T) {
+	w := newWorld(t, nil)
+	ctr, err := w.c.NewContainer(w.ctx, "k", spec(), "fake", nil)
+	w.must(err)
+	task, err := ctr.Start(w.ctx, "", false, nil)
+	w.must(err)
+	w.expect("k", "create", "start")
+	file := filepath.Join(t.TempDir(), "file")
+	w.must(os.WriteFile(file, nil, 0o600))
+	for err := errors.New("not yet"); err != nil; { // the start may still be being written down
+		w.must(os.Rename(w.dir, filepath.Join(t.TempDir(), "old")))
+		err = os.WriteFile(w.dir, nil, 0o600) // a file where a directory should be
+	}
+	for name, call := range map[string]func() error{
+		"New": func() error {
+			_, err := libcontainerd.New(w.ctx, w.f.connect(t), libcontainerd.Options{Namespace: "n", StateDir: file + "/state", Backend: w.log})
+			return err
+		},
+		"Exec": func() error {
+			_, err := task.Exec(w.ctx, "e", &specs.Process{Args: []string{"true"}}, false, nil)
+			return err
+		},
+	} {
+		if err := call(); !errdefs.IsInternal(err) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	w.f.end("k", "", 7)
+	if _, err := task.Delete(w.ctx); !errdefs.IsInternal(err) {
+		t.Errorf("Delete: %v", err)
+	}
 }

@@ -424,7 +424,7 @@ func (h *handle) forgotten() error {
 	err := h.stdio.discard()
 	if h.proc.id == "" {
 		for _, dir := range h.ledger.takeStdio(h.run) {
-			err = errors.Join(err, os.RemoveAll(dir))
+			err = errors.Join(err, local(os.RemoveAll(dir), "stdio"))
 		}
 	} else {
 		h.ledger.dropStdio(h.run, h.stdio)

@@ -69,9 +69,9 @@ func (l *ledger) save() error {
 		return nil // and its directory goes
 	}
 	if err := os.MkdirAll(l.dir, 0o700); err != nil {
-		return fmt.Errorf("record of %q: %w", l.id, err)
+		return local(err, "record of %q", l.id)
 	}
-	return statefile.Write(filepath.Join(l.dir, recordName), rec)
+	return local(statefile.Write(filepath.Join(l.dir, recordName), rec), "record of %q", l.id)
 }
 
 func (p *process) record() processRecord {
@@ -90,7 +90,7 @@ func (l *ledger) load() error {
 		return nil
 	}
 	if err != nil {
-		return err
+		return local(err, "record of %q", l.id)
 	}
 	runs, err := rec.runs()
 	if err != nil {
@@ -98,7 +98,7 @@ func (l *ledger) load() error {
 	}
 	old, err := filepath.Glob(filepath.Join(l.dir, "io", "*"))
 	if err != nil {
-		return fmt.Errorf("record of %q: %w", l.id, err)
+		return local(err, "record of %q", l.id)
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()

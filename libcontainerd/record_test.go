@@ -4,8 +4,10 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
+	"syscall"
 	"testing"
 
 	"github.com/containerd/errdefs"
@@ -81,5 +83,23 @@ func TestLockHonoursTheContext(t *testing.T) {
 	unlock()
 	if len(ls.all) > 0 {
 		t.Error("the lock of an id that nobody uses is kept")
+	}
+}
+
+func TestClassOfLocalErrors(t *testing.T) {
+	for _, test := range []struct{ err, class error }{
+		{&os.PathError{Op: "mkdir", Err: syscall.ENOSPC}, errdefs.ErrResourceExhausted},
+		{&os.PathError{Op: "mkdir", Err: syscall.EACCES}, errdefs.ErrPermissionDenied},
+		{&os.PathError{Op: "mkdir", Err: syscall.EROFS}, errdefs.ErrPermissionDenied},
+		{&os.PathError{Op: "mkdir", Err: syscall.ENOTDIR}, errdefs.ErrInternal},
+		{fmt.Errorf("it has one: %w", errdefs.ErrDataLoss), errdefs.ErrDataLoss},
+	} {
+		err := local(test.err, "thing %d", 7)
+		if !errors.Is(err, test.err) || errdefs.Resolve(err) != test.class {
+			t.Errorf("%v: got %v, want %v", test.err, err, test.class)
+		}
+	}
+	if err := local(nil, "thing"); err != nil {
+		t.Errorf("no error: %v", err)
 	}
 }

@@ -27,10 +27,10 @@ type stdio struct {
 // engine connect to them.
 func (l *ledger) stdio(processID string, withStdin, terminal bool, attach StdioCallback) (std stdio, err error) {
 	if err := os.MkdirAll(l.stdioDir(), 0o700); err != nil {
-		return stdio{}, fmt.Errorf("stdio of %q: %w", processID, err)
+		return stdio{}, local(err, "stdio of %q", processID)
 	}
 	if std.dir, err = os.MkdirTemp(l.stdioDir(), processID+"@"); err != nil {
-		return stdio{}, fmt.Errorf("stdio of %q: %w", processID, err)
+		return stdio{}, local(err, "stdio of %q", processID)
 	}
 	cfg := cio.Config{Terminal: terminal, Stdout: filepath.Join(std.dir, "stdout")}
 	if withStdin {
@@ -62,7 +62,7 @@ func (std stdio) discard() (err error) {
 		err = std.io.Close()
 	}
 	if std.dir != "" {
-		err = errors.Join(err, os.RemoveAll(std.dir))
+		err = errors.Join(err, local(os.RemoveAll(std.dir), "stdio"))
 	}
 	return err
 }
@@ -98,7 +98,7 @@ func (std *stdio) connect(cfg cio.Config, attach StdioCallback, opened func(*cio
 	dio, err := cio.NewDirectIO(context.Background(), cio.NewFIFOSet(cfg, nil))
 	if err != nil {
 		dio.Cancel()
-		return err
+		return local(err, "FIFOs")
 	}
 	if dio.Stdin != nil {
 		std.in = newStdin(dio.Stdin)
