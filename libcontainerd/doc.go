@@ -68,5 +68,6 @@
 //
 // Errors have a class of package github.com/containerd/errdefs and never are
 // gRPC's. ErrUnavailable: the server could not be asked; a call that says that
-// it may be repeated finds out what the first attempt did.
+// it may be repeated finds out what the first attempt did. ErrResourceExhausted,
+// ErrPermissionDenied or ErrInternal is also what fails in StateDir.
 package libcontainerd

@@ -81,20 +81,24 @@ type Client interface {
 	// LoadContainer returns a container that exists, and lets the backend know what
 	// it missed of it. NotFound: there is none; what the backend was owed when the
 	// container went is told all the same. DataLoss: what the backend was told is not
-	// known, for the container's record in StateDir cannot be read. It may be repeated.
+	// known, for the container's record in StateDir cannot be read. FailedPrecondition:
+	// another version of this package wrote the record. InvalidArgument: there can be no
+	// such id. It may be repeated.
 	LoadContainer(ctx context.Context, containerID string) (Container, error)
 	// NewContainer makes a container of the spec; shim is the runtime's name, such
 	// as io.containerd.runc.v2, and runtimeOptions its options or nil.
 	// AlreadyExists: the id is taken, perhaps by a first attempt that was
 	// ErrUnavailable: LoadContainer finds it then. InvalidArgument: the id has
-	// characters that containerd does not allow, or the spec is nil.
+	// characters that containerd does not allow, or the spec is nil or has no Process.
 	NewContainer(ctx context.Context, containerID string, spec *specs.Spec, shim string, runtimeOptions any, opts ...containerd.NewContainerOpts) (Container, error)
 	// LoadSandbox returns a sandbox that exists, as LoadContainer does a container.
 	LoadSandbox(ctx context.Context, sandboxID string) (Sandbox, error)
 	// NewSandbox makes the sandbox and lets its sandboxer create it; if that
 	// fails nothing is left, unless the server does not answer: then the id may be
 	// taken, LoadSandbox finds the sandbox, and Shutdown removes it. AlreadyExists: the
-	// id is taken. NotFound: there is no such sandboxer.
+	// id is taken, which is what a repetition after ErrUnavailable may find. NotFound:
+	// there is no such sandboxer. InvalidArgument: the id has characters that containerd
+	// does not allow, or no sandboxer is named.
 	NewSandbox(ctx context.Context, sb sandbox.Sandbox, opts ...sandbox.CreateOpt) (Sandbox, error)
 	// Close ends the client and waits for the events that are being told. Containers
 	// run on. It may be repeated.
@@ -107,8 +111,12 @@ type Container interface {
 	// NewTask creates the container's first process, which Start then lets run.
 	// checkpointDir, if not empty, has what CreateCheckpoint left. A terminal is
 	// made if the container's spec asks for one. AlreadyExists: the container has a
-	// task. ResourceExhausted: the backend is too far behind. It may be repeated
-	// after ErrUnavailable: what the first attempt left is removed before.
+	// task. NotFound: the container, its runtime or its sandbox is not there.
+	// ResourceExhausted: the backend is too far behind. InvalidArgument: checkpointDir is
+	// no directory, the callback returned nothing, or the container's spec or options
+	// cannot be read. It may be repeated after ErrUnavailable: what the first attempt
+	// left is removed before, though one that the server comes to do late may still
+	// have it say AlreadyExists, once.
 	NewTask(ctx context.Context, checkpointDir string, withStdin bool, attachStdio StdioCallback) (Task, error)
 	// Start is NewTask and the task's Start in one, with the errors of both; if that
 	// fails no task is left, unless the server does not answer. It may be repeated as
@@ -154,8 +162,10 @@ type Task interface {
 	// Status asks for the task's state. NotFound: it is gone. It may be repeated.
 	Status(ctx context.Context) (containerd.Status, error)
 	// Exec starts a further process in the container. AlreadyExists: the id is
-	// taken. FailedPrecondition: the container does not run. ResourceExhausted: the
-	// backend is too far behind. It may be repeated after ErrUnavailable: what the
+	// taken. FailedPrecondition: the container does not run. NotFound: the task is gone.
+	// ResourceExhausted: the backend is too far behind. InvalidArgument: the id has
+	// characters that containerd does not allow or is the container's, the spec is nil,
+	// or the callback returned nothing. It may be repeated after ErrUnavailable: what the
 	// first attempt left is removed before, and if its process started the
 	// repetition says AlreadyExists.
 	Exec(ctx context.Context, processID string, spec *specs.Process, withStdin bool, attachStdio StdioCallback) (Process, error)
