@@ -118,7 +118,8 @@ type soak struct {
 	mu      sync.Mutex        // guards those below
 	alive   map[string]string // containers that may exist, and the sandboxes they are in
 	program *program
-	exits   map[string]bool // that were told
+	exits   map[string]time.Time // when they were told
+	ended   map[string]time.Time // of each process name, what the last exit that was told says
 	away    []outage
 	changed chan struct{}
 }
@@ -144,7 +145,7 @@ func (k *soak) run(length time.Duration) {
 	}
 	k.closeProgram()
 	events := k.log.Events("")
-	if err := errors.Join(k.log.Check(true), k.book.check(events, k.excused)); err != nil {
+	if err := errors.Join(k.log.Check(true), k.book.check(events, k.told, k.excused)); err != nil {
 		k.t.Error(err)
 	}
 	k.t.Logf("%d containers, %d of them undisturbed to their end, %d processes started, %d events, %d disturbances",
@@ -338,79 +339,10 @@ func (k *soak) disturb(ctx context.Context) {
 	}
 }
 
-// book has what is known of processes from the calls that were made.
-type book struct {
-	mu    sync.Mutex
-	kinds map[string]*entry
-}
-
-type entry struct {
-	code     uint32
-	any      bool // code is not known before
-	killed   bool // its code may be 137
-	lost     bool // another program may have deleted it
-	started  int  // successful starts
-	attempts int
-}
-
-func name(id, exec string) string { return id + "/" + exec }
-
-func (b *book) note(id, exec string, change func(*entry)) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if b.kinds == nil {
-		b.kinds = map[string]*entry{}
-	}
-	e := b.kinds[name(id, exec)]
-	if e == nil {
-		e = &entry{}
-		b.kinds[name(id, exec)] = e
-	}
-	change(e)
-}
-
-// check compares the exits that were told with what is known.
-func (b *book) check(events []eventtest.Event, excused func(eventtest.Event) bool) error {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	var errs []error
-	exits := map[string]int{}
-	for _, e := range events {
-		if e.Type != libcontainerd.EventExit {
-			continue
-		}
-		exec := e.Info.ProcessID
-		if exec == e.ID {
-			exec = ""
-		}
-		entry := b.kinds[name(e.ID, exec)]
-		if entry == nil {
-			errs = append(errs, fmt.Errorf("%s: nobody asked for that process", e))
-			continue
-		}
-		exits[name(e.ID, exec)]++
-		killed := entry.killed && e.Info.ExitCode == 137 && e.Info.Error == nil
-		lost := entry.lost && errdefs.IsDataLoss(e.Info.Error)
-		ended := entry.any && e.Info.Error == nil
-		if !ended && !killed && !lost && !excused(e) && (e.Info.ExitCode != entry.code || e.Info.Error != nil) {
-			errs = append(errs, fmt.Errorf("%s: the code is %d (killed=%t)", e, entry.code, entry.killed))
-		}
-		if at := e.Info.ExitedAt; time.Since(at) > time.Hour || time.Until(at) > time.Second {
-			errs = append(errs, fmt.Errorf("%s: the time is wrong", e))
-		}
-	}
-	for n, entry := range b.kinds {
-		if exits[n] < entry.started || exits[n] > entry.attempts {
-			errs = append(errs, fmt.Errorf("%s: %d exits were told of %d starts that succeeded and %d in all", n, exits[n], entry.started, entry.attempts))
-		}
-	}
-	return errors.Join(errs...)
-}
-
 func newSoak(t *testing.T, s *server, seed uint64) *soak {
 	k := &soak{
 		s: s, t: t, seed: seed, dir: filepath.Join(s.Dir, "soak"), root: filepath.Join(s.Dir, "soakroot"), proxy: newProxy(t, s.Address),
-		other: s.Client(""), alive: map[string]string{}, exits: map[string]bool{}, changed: make(chan struct{}),
+		other: s.Client(""), alive: map[string]string{}, exits: map[string]time.Time{}, ended: map[string]time.Time{}, changed: make(chan struct{}),
 	}
 	makeRoot(t, k.root)
 	var err error
@@ -442,7 +374,8 @@ func (k *soak) ProcessEvent(id string, event libcontainerd.EventType, ei libcont
 	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	k.exits[exitKey(id, ei.ProcessID, ei.Pid)] = true
+	k.exits[exitKey(id, ei.ProcessID, ei.Pid)] = time.Now()
+	k.ended[exitKey(id, ei.ProcessID, 0)] = ei.ExitedAt
 	close(k.changed)
 	k.changed = make(chan struct{})
 	return nil
@@ -450,13 +383,26 @@ func (k *soak) ProcessEvent(id string, event libcontainerd.EventType, ei libcont
 
 func exitKey(id, process string, pid uint32) string { return fmt.Sprintf("%s/%s/%d", id, process, pid) }
 
+func (k *soak) told(e eventtest.Event) time.Time {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.exits[exitKey(e.ID, e.Info.ProcessID, e.Info.Pid)]
+}
+
+// endedSince says whether an exit of the process was told that is later.
+func (k *soak) endedSince(id, process string, since time.Time) bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.ended[exitKey(id, process, 0)].After(since)
+}
+
 // exited waits until an exit was told.
 func (k *soak) exited(ctx context.Context, id, process string, pid uint32) error {
 	for {
 		k.mu.Lock()
 		told, changed := k.exits[exitKey(id, process, pid)], k.changed
 		k.mu.Unlock()
-		if told {
+		if !told.IsZero() {
 			return nil
 		}
 		select {

@@ -181,7 +181,7 @@ func (w *life) container(ctx context.Context, spec *specs.Spec) (libcontainerd.C
 	if err != nil {
 		return nil, err
 	}
-	w.k.book.note(w.box, "", func(e *entry) { e.any = true; e.attempts++ })
+	w.k.book.note(w.box, "", func(e *entry) { e.any = true; e.begin() })
 	if err := sb.Start(ctx); err != nil {
 		return nil, err
 	}
@@ -221,10 +221,10 @@ func (w *life) finish(ctx context.Context, pid uint32) error {
 // exec runs one as planned, and deletes it if it was seen to its end.
 func (w *life) exec(ctx context.Context, t libcontainerd.Task, x execPlan) error {
 	code := w.k.code(w.id, x.id)
+	w.begin(x.id, code)
 	if x.end != byItself {
 		w.mayDie(x.id)
 	}
-	w.begin(x.id, code)
 	if x.others {
 		return w.other(ctx, x, code)
 	}
@@ -251,7 +251,7 @@ func (w *life) exec(ctx context.Context, t libcontainerd.Task, x execPlan) error
 // other starts the exec with a program that does not use the library, and leaves it.
 func (w *life) other(ctx context.Context, x execPlan, code uint32) error {
 	other, nctx := w.k.other, w.k.in(ctx)
-	w.k.book.note(w.id, x.id, func(e *entry) { e.lost, e.killed = true, true })
+	w.k.book.note(w.id, x.id, func(e *entry) { e.last().lost = true })
 	p, err := startOther(nctx, other, w.id, x.id, script(x.end, code, x.millis))
 	if err != nil {
 		return fmt.Errorf("the other program: %w: %w", errdefs.ErrUnavailable, errors.New(err.Error()))
@@ -268,12 +268,23 @@ func (w *life) other(ctx context.Context, x execPlan, code uint32) error {
 
 func (w *life) begin(exec string, code uint32) {
 	w.k.starts.Add(1)
-	w.k.book.note(w.id, exec, func(e *entry) { e.code = code; e.attempts++ })
+	w.k.book.note(w.id, exec, func(e *entry) { e.code = code; e.begin() })
 }
 
 func (w *life) began(exec string) { w.k.book.note(w.id, exec, func(e *entry) { e.started++ }) }
 
-func (w *life) mayDie(exec string) { w.k.book.note(w.id, exec, func(e *entry) { e.killed = true }) }
+// mayDie says that the process is killed now, which does nothing to one whose exit was
+// told.
+func (w *life) mayDie(exec string) {
+	process := exec
+	if exec == "" {
+		process = w.id
+	}
+	w.k.book.note(w.id, exec, func(e *entry) {
+		a := e.last()
+		a.killed = a.killed || !w.k.endedSince(w.id, process, a.at)
+	})
+}
 
 // exited waits for an exit, which must be told.
 func (w *life) exited(ctx context.Context, exec string, pid uint32) error {
