@@ -86,6 +86,7 @@ type Host interface {
 	Keep(ctx context.Context, name string, files ...*os.File) error
 	KeepFIFO(ctx context.Context, name string, path *os.File) (*os.File, error)
 	Fetch(ctx context.Context, name string) ([]*os.File, error)
+	Accept(ctx context.Context, listener, name string, files ...*os.File) (*os.File, error)
 	Drop(ctx context.Context, name string) error
 	DropPrefix(ctx context.Context, prefix string) error
 }

@@ -77,7 +77,7 @@ func (p *process) openIO(ctx context.Context, host isolation.Host) (_ *processIO
 		}
 	}
 	if cfg.Terminal {
-		if io.console, err = stdio.Listen(p.c.set.cfg.Dir); err != nil {
+		if err := p.openConsole(ctx, host, io); err != nil {
 			return nil, err
 		}
 	}
@@ -208,19 +208,84 @@ func (p *process) startLogger(ctx context.Context, host isolation.Host, l *stdio
 // loggerTag begins the tags of loggers, and of nothing else: no ID has a colon.
 const loggerTag = "logger:"
 
-// masterStream is the name under which the monitor keeps a terminal.
-const masterStream = "master"
+// The names under which the monitor keeps a terminal, and before it has that, the
+// console socket and the connection that it comes through.
+const (
+	masterStream   = "master"
+	consoleStream  = "console"
+	acceptedStream = "console-accepted"
+)
+
+// openConsole makes the socket that the runtime sends the terminal to. The monitor has
+// it, too: what is sent when the daemon is killed waits there for the next one.
+func (p *process) openConsole(ctx context.Context, host isolation.Host, io *processIO) (err error) {
+	if io.console, err = stdio.Listen(p.c.set.cfg.Dir); err != nil {
+		return err
+	}
+	if err := host.Keep(ctx, p.kept(consoleStream), io.console.File()); err != nil {
+		return fmt.Errorf("keep console socket: %w", err)
+	}
+	return nil
+}
 
 // takeTerminal receives the terminal that the runtime made, and starts to copy.
 func (p *process) takeTerminal(ctx context.Context, host isolation.Host, io *processIO) error {
-	master, err := io.console.Accept(ctx)
+	master, err := p.awaitTerminal(ctx, host, io.console)
+	if err == nil {
+		err = p.keepTerminal(ctx, host, master)
+	}
 	if err != nil {
 		return fmt.Errorf("%v: terminal: %w", p, err)
 	}
-	if err := host.Keep(ctx, p.kept(masterStream), master); err != nil {
-		return errors.Join(fmt.Errorf("%v: keep terminal: %w", p, err), master.Close())
-	}
 	return p.copyTerminal(master, io.set.Keepers())
+}
+
+// awaitTerminal waits until the runtime has sent the terminal.
+func (p *process) awaitTerminal(ctx context.Context, host isolation.Host, console *stdio.ConsoleSocket) (*os.File, error) {
+	for {
+		if err := console.Await(ctx); err != nil {
+			return nil, err
+		}
+		master, err := p.sentTerminal(ctx, host)
+		switch {
+		case errdefs.IsNotImplemented(err): // a monitor of an earlier version
+			return console.Accept(ctx)
+		case !errdefs.IsPermissionDenied(err) && !errors.Is(err, unix.EAGAIN):
+			return master, err
+		}
+	}
+}
+
+// sentTerminal is the terminal that was sent. It is still in the connection, which the
+// monitor has, until keepTerminal.
+func (p *process) sentTerminal(ctx context.Context, host isolation.Host) (*os.File, error) {
+	files, err := host.Fetch(ctx, p.kept(acceptedStream))
+	if errdefs.IsNotFound(err) {
+		var conn *os.File
+		conn, err = host.Accept(ctx, p.kept(consoleStream), p.kept(acceptedStream))
+		files = []*os.File{conn}
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer files[0].Close() // a duplicate
+	master, err := stdio.SentTerminal(ctx, files[0])
+	if errdefs.IsPermissionDenied(err) {
+		err = errors.Join(err, host.Drop(ctx, p.kept(acceptedStream)))
+	}
+	return master, err
+}
+
+// keepTerminal hands the terminal to the monitor. On an error it is closed.
+func (p *process) keepTerminal(ctx context.Context, host isolation.Host, master *os.File) error {
+	err := host.Keep(ctx, p.kept(masterStream), master)
+	if err == nil {
+		err = host.DropPrefix(ctx, p.kept(consoleStream))
+	}
+	if err != nil {
+		return errors.Join(fmt.Errorf("keep: %w", err), master.Close())
+	}
+	return nil
 }
 
 func (p *process) copyTerminal(master *os.File, kept map[string]*os.File) error {

@@ -429,9 +429,14 @@ func (p *process) reopenTerminal(ctx context.Context) error {
 		}
 	}
 	master := kept[masterStream]
-	if master == nil {
-		return fmt.Errorf("%v: the monitor does not have its terminal: %w", p, errdefs.ErrNotFound)
-	}
 	delete(kept, masterStream)
+	if master == nil { // The last daemon did not come to take it.
+		if master, err = p.sentTerminal(ctx, host); err == nil {
+			err = p.keepTerminal(ctx, host, master)
+		}
+		if err != nil {
+			return fmt.Errorf("%v: its terminal: %w", p, err)
+		}
+	}
 	return p.copyTerminal(master, kept)
 }
