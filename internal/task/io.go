@@ -222,7 +222,12 @@ func (p *process) openConsole(ctx context.Context, host isolation.Host, io *proc
 	if io.console, err = stdio.Listen(p.c.set.cfg.Dir); err != nil {
 		return err
 	}
-	if err := host.Keep(ctx, p.kept(consoleStream), io.console.File()); err != nil {
+	// A creation that comes again finds what the first one was sent.
+	err = host.Drop(ctx, p.kept(acceptedStream))
+	if err == nil {
+		err = host.Keep(ctx, p.kept(consoleStream), io.console.File())
+	}
+	if err != nil {
 		return fmt.Errorf("keep console socket: %w", err)
 	}
 	return nil
