@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"caisson/internal/keeper"
+	"caisson/internal/peer"
 )
 
 // Listen makes the unix socket at path, mode 0600, in place of one that an
@@ -80,33 +81,11 @@ func (l rootOnly) Accept() (net.Conn, error) {
 		if err != nil {
 			return nil, err
 		}
-		uid, err := peerUID(conn)
+		uid, err := peer.UID(conn)
 		if err == nil && uid == 0 {
 			return conn, nil
 		}
 		log.L.WithError(err).WithField("uid", uid).WithField("socket", l.Addr().String()).Warn("connection refused: only root may use this socket")
 		_ = conn.Close() // nothing was exchanged
 	}
-}
-
-func peerUID(conn net.Conn) (uint32, error) {
-	uc, ok := conn.(syscall.Conn)
-	if !ok {
-		return 0, fmt.Errorf("peer of a %T", conn)
-	}
-	raw, err := uc.SyscallConn()
-	if err != nil {
-		return 0, err
-	}
-	var (
-		cred  *unix.Ucred
-		inner error
-	)
-	err = raw.Control(func(fd uintptr) {
-		cred, inner = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
-	})
-	if err := errors.Join(err, inner); err != nil {
-		return 0, err
-	}
-	return cred.Uid, nil
 }

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"caisson/internal/fault"
+	"caisson/internal/peer"
 )
 
 // maxSocketPath is what fits into sockaddr_un with its final zero byte.
@@ -160,7 +161,7 @@ func receive(ctx context.Context, f *os.File) (*os.File, error) {
 	if !ok {
 		return nil, fmt.Errorf("it is a %T: %w", nc, errdefs.ErrInvalidArgument)
 	}
-	if uid, err := peerUID(conn); err != nil || uid != 0 {
+	if uid, err := peer.UID(conn); err != nil || uid != 0 {
 		log.G(ctx).WithError(err).WithField("uid", uid).Warn("connection refused: only root may send a terminal")
 		return nil, fmt.Errorf("user %d connected: %w", uid, errdefs.ErrPermissionDenied)
 	}
@@ -205,25 +206,6 @@ func peekFiles(conn *net.UnixConn) (files []*os.File, flags int, err error) {
 	}
 	files, err = receivedFiles(oob[:oobn])
 	return files, flags, err
-}
-
-// peerUID asks the kernel, which knows it from connect.
-func peerUID(conn *net.UnixConn) (uint32, error) {
-	raw, err := conn.SyscallConn()
-	if err != nil {
-		return 0, err
-	}
-	var (
-		cred  *unix.Ucred
-		inner error
-	)
-	err = raw.Control(func(fd uintptr) {
-		cred, inner = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
-	})
-	if err := errors.Join(err, inner); err != nil {
-		return 0, err
-	}
-	return cred.Uid, nil
 }
 
 // receivedFiles takes every descriptor out of a control message, so that each can be
