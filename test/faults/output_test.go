@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -67,15 +68,20 @@ func (o *output) set(f func()) {
 // close ends the reader and removes the FIFO.
 func (o *output) close() error {
 	o.set(func() { o.closed = true })
-	f, err := os.OpenFile(o.path, os.O_RDWR, 0) // wakes the reader
-	if err == nil {
-		err = f.Close()
+	for {
+		f, err := os.OpenFile(o.path, os.O_RDWR, 0) // wakes the reader
+		if err == nil {
+			err = f.Close()
+		}
+		if err != nil {
+			return err
+		}
+		select {
+		case <-o.ended:
+			return os.Remove(o.path)
+		case <-time.After(10 * time.Millisecond): // it was just about to wait
+		}
 	}
-	if err != nil {
-		return err
-	}
-	<-o.ended
-	return os.Remove(o.path)
 }
 
 // await waits until the output is text and, if it is to be the end, until nobody
