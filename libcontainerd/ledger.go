@@ -89,6 +89,7 @@ type process struct {
 	exited   chan struct{} // closed when exit is set
 	learned  *exit         // that will be the exit if no event comes soon
 	watched  bool          // a goroutine waits for its exit
+	askAgain func()        // has that goroutine ask anew; nil before it asks
 	removed  bool          // the server has forgotten it
 	absent   bool          // so it seems, but the news of its start may be late
 
@@ -163,6 +164,11 @@ func (l *ledger) beginLocked(pid uint32) *run {
 	for _, old := range l.runs {
 		if old.init.removed = true; !old.init.started {
 			l.removedLocked(old.init)
+		}
+		for _, p := range append([]*process{old.init}, old.execs...) {
+			if p.askAgain != nil {
+				p.askAgain() // its exit would be the new one's
+			}
 		}
 	}
 	r := &run{init: newProcess("", pid)}

@@ -80,7 +80,7 @@ func (l *ledger) sweep(ctx context.Context) {
 func (l *ledger) watch(ctx context.Context, r *run, p *process) {
 	wait := retryFirst
 	for certain := !p.loaded; ; certain = false {
-		e, err := l.await(ctx, r, p, certain)
+		e, err := l.awaitUntilReplaced(ctx, r, p, certain)
 		switch {
 		case err == nil:
 			if l.kind == containers && l.client.hears.Load() {
@@ -111,6 +111,18 @@ func (l *ledger) watch(ctx context.Context, r *run, p *process) {
 			wait = min(2*wait, retryLast)
 		}
 	}
+}
+
+// awaitUntilReplaced is await, but ends when it turns out that the container has another
+// task: the question may have reached that one.
+func (l *ledger) awaitUntilReplaced(ctx context.Context, r *run, p *process, certain bool) (exit, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	l.mu.Lock()
+	p.askAgain = cancel
+	certain = certain && !r.init.removed // for it has not
+	l.mu.Unlock()
+	return l.await(ctx, r, p, certain)
 }
 
 // await asks the server until the process has exited. Unless that is certain, the
