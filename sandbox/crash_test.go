@@ -91,21 +91,29 @@ func TestRuntimesOfADeadDaemonAreSettled(t *testing.T) {
 	}
 }
 
-func TestRuntimeThatStillCreatesIsEnded(t *testing.T) {
-	r := newRig(t)
-	r.run("sb", &api.Options{})
-	bundle := r.bundle("half", "busybox sleep 1000")
+// halfMade ends the daemon in the middle of a creation, before the OCI runtime has
+// begun, and returns the command with which that would go on.
+func (r *rig) halfMade(bundle string) (pidFile, create, runc string) {
+	r.t.Helper()
 	if _, err := r.tasks("sb").Create(r.ctx(), task.CreateRequest{ID: "half", Bundle: bundle}); err != nil {
-		t.Fatal(err)
+		r.t.Fatal(err)
 	}
 	r.close()
-	runc := "runc --root " + filepath.Join(r.dir, "runc/test")
+	runc = "runc --root " + filepath.Join(r.dir, "runc/test")
 	r.shell(runc + " delete --force half")
 	r.rewrite(r.path("sb", "t", "half", "init.json"), func(rec map[string]any) {
 		rec["State"], rec["Pid"], rec["Serial"] = "adding", 0, 0
 	})
-	pid := filepath.Join(r.dir, "half.pid")
-	r.spawn("sb", "half", pid, "sleep 0.3; exec "+runc+" create --bundle "+bundle+" --pid-file "+pid+" half")
+	pidFile = filepath.Join(r.dir, "half.pid")
+	return pidFile, "exec " + runc + " create --bundle " + bundle + " --pid-file " + pidFile + " half", runc
+}
+
+func TestRuntimeThatStillCreatesIsEnded(t *testing.T) {
+	r := newRig(t)
+	r.run("sb", &api.Options{})
+	bundle := r.bundle("half", "busybox sleep 1000")
+	pid, create, runc := r.halfMade(bundle)
+	r.spawn("sb", "half", pid, "sleep 0.3; "+create)
 	r.open()
 	if _, err := r.tasks("sb").State(r.ctx(), "half", ""); !errdefs.IsNotFound(err) {
 		t.Errorf("the half-made container is there: %v", err)

@@ -52,18 +52,9 @@ func TestRuntimeKilledWhileNobodyWatches(t *testing.T) {
 	r.run("sb", &api.Options{})
 	bundle := r.bundle("half", "true")
 	r.editSpec(bundle, func(s *specs.Spec) { s.Linux.CgroupsPath = r.ownCgroup("half") })
-	if _, err := r.tasks("sb").Create(r.ctx(), task.CreateRequest{ID: "half", Bundle: bundle}); err != nil {
-		t.Fatal(err)
-	}
-	r.close()
-	runc := "runc --root " + filepath.Join(r.dir, "runc/test")
-	r.shell(runc + " delete --force half")
-	r.rewrite(r.path("sb", "t", "half", "init.json"), func(rec map[string]any) {
-		rec["State"], rec["Pid"], rec["Serial"] = "adding", 0, 0
-	})
-	pid := filepath.Join(r.dir, "half.pid")
+	pid, create, _ := r.halfMade(bundle)
 	r.suicidal("half")
-	r.spawn("sb", "half", pid, "exec "+runc+" create --bundle "+bundle+" --pid-file "+pid+" half")
+	r.spawn("sb", "half", pid, create)
 	r.open()
 	if _, err := r.tasks("sb").State(r.ctx(), "half", ""); !errdefs.IsNotFound(err) {
 		t.Errorf("the half-made container is there: %v", err)
