@@ -35,7 +35,7 @@ import (
 
 // rig is a controller with everything below it in one temporary directory.
 type rig struct {
-	t      *testing.T
+	t      testing.TB
 	dir    string
 	ctl    *Controller
 	store  *Store
@@ -45,7 +45,7 @@ type rig struct {
 	patience time.Duration
 }
 
-func newRig(t *testing.T) *rig {
+func newRig(t testing.TB) *rig {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "cs")
 	if err != nil {

@@ -96,6 +96,10 @@ type HoldRequest struct {
 	Sysctls  []Sysctl // written in order, inside the namespaces; the caller sees to it that they are namespaced
 }
 
+// Self is the monitor's own program as SpawnRequest.Args[0], whatever became of its
+// file. It does the work of release.c too; one of an earlier version ends with 2.
+const Self = "/proc/self/exe"
+
 // SpawnRequest describes a process to start.
 type SpawnRequest struct {
 	Tag  string   // at most 200 bytes, comes back in records

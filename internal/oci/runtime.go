@@ -17,6 +17,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 
@@ -150,6 +151,26 @@ func (r Runtime) runc(log string) *runc.Runc {
 // caller sees to it that it is not interrupted: between two of its steps, the
 // process would end.
 func (r Runtime) StartArgs(id, log string) []string { return append(r.global(log), "start", id) }
+
+// ReleaseArgs is a command line that does the same without a runtime, in a fraction of
+// its time, for a container without start hooks: program is that of the monitor. Its
+// exit status is 0, or one up to ReleaseRefused if the container was left alone. nil:
+// it is not known how the runtime's containers wait.
+func (r Runtime) ReleaseArgs(program, id string, pid int) []string {
+	var does string // what the container's process does
+	switch filepath.Base(r.Binary) {
+	case "runc":
+		does = "writes"
+	case "crun":
+		does = "reads"
+	default:
+		return nil
+	}
+	return []string{program, "release", does, filepath.Join(r.Root, id, "exec.fifo"), strconv.Itoa(pid)}
+}
+
+// ReleaseRefused is UNTOUCHED in internal/monitor/c/release.c.
+const ReleaseRefused = 3
 
 // Delete removes what the runtime knows of a container that has ended, and its
 // cgroup. With force it also ends it. A container that the runtime does not

@@ -40,6 +40,9 @@ type containerRecord struct {
 	// KillAll is set when the container's processes do not end with its init,
 	// because they share a PID namespace with others.
 	KillAll bool
+	// NoStartHooks is set when nothing has to be done at its start but to let its
+	// process go on.
+	NoStartHooks bool `json:",omitempty"`
 	// Cgroup is what the OCI runtime makes for the container; empty if it was there
 	// before, or has no name yet.
 	Cgroup string `json:",omitempty"`

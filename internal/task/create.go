@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/containerd/containerd/api/events"
@@ -283,6 +285,7 @@ func (c *container) join() (root string, err error) {
 		}
 	}
 	c.KillAll = sharesPID(spec)
+	c.NoStartHooks = spec.Hooks == nil || len(spec.Hooks.Poststart) == 0
 	if c.Cgroup, err = newCgroup(spec); err != nil {
 		return "", fmt.Errorf("task %q: %w", c.ID, err)
 	}
@@ -380,7 +383,7 @@ func failed(exit monitor.Exit) error { return fmt.Errorf("exit status %d", exitS
 // daemon's end does not interrupt it, and returns how it ended.
 func (p *process) execute(ctx context.Context, host isolation.Host, logFile string, req monitor.SpawnRequest) (exit monitor.Exit, err error) {
 	set := p.c.set
-	req.Tag, req.Dir, req.Env = p.tag(), p.c.Bundle, os.Environ()
+	req.Tag, req.Dir, req.Env = p.tag(), p.c.Bundle, environment()
 	end, err := set.expect(req.Tag)
 	if err != nil {
 		return exit, err
@@ -409,6 +412,12 @@ func (p *process) execute(ctx context.Context, host isolation.Host, logFile stri
 		return exit, fmt.Errorf("%v: %w", p, ErrMonitorGone)
 	}
 	return exit, nil
+}
+
+// environment of OCI runtimes: the daemon's, without where it says that it is ready
+// itself. A runtime takes that for a wish to hear it of the container.
+func environment() []string {
+	return slices.DeleteFunc(os.Environ(), func(v string) bool { return strings.HasPrefix(v, "NOTIFY_SOCKET=") })
 }
 
 // runtimePatience is how long a runtime that nobody needs any more may go on:

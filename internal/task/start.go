@@ -79,9 +79,16 @@ func (p *process) release(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	logFile := p.c.log("")
+	logFile, quick := p.c.log(""), []string(nil)
+	if p.c.NoStartHooks {
+		quick = p.c.Runtime.ReleaseArgs(monitor.Self, p.c.ID, p.snapshot().Pid)
+	}
 	var exit monitor.Exit
-	if err = fault.Fail("runtime:start", unix.EAGAIN, unix.ENOMEM, unix.EMFILE); err == nil {
+	if err = fault.Fail("runtime:start", unix.EAGAIN, unix.ENOMEM, unix.EMFILE); err == nil && quick != nil {
+		exit, err = p.execute(ctx, host, logFile, monitor.SpawnRequest{Args: quick})
+	}
+	// What was left alone the runtime is asked to start, which also says why it cannot.
+	if refused := exitStatus(exit.Status); err == nil && (quick == nil || refused > 0 && refused <= oci.ReleaseRefused) {
 		exit, err = p.execute(ctx, host, logFile, monitor.SpawnRequest{Args: p.c.Runtime.StartArgs(p.c.ID, logFile)})
 	}
 	if err == nil && exitStatus(exit.Status) != 0 {

@@ -3,7 +3,8 @@
  * protocol.h for what it does; this file has the event loop and connections.
  *
  * It is started as `caisson-monitor NAME` with the listening socket as
- * descriptor 3, and ends only by an END request (or SIGKILL).
+ * descriptor 3, and ends only by an END request (or SIGKILL). The same program is
+ * what lets containers go on, see release.c.
  */
 #define _GNU_SOURCE
 #include "monitor.h"
@@ -423,6 +424,8 @@ int main(int argc, char **argv)
 	socklen_t len = sizeof(listening);
 	struct rlimit all;
 
+	if (argc > 2 && strcmp(argv[1], "release") == 0)
+		return release(argv + 2);
 	if (argc != 2 || getsockopt(LISTENER, SOL_SOCKET, SO_ACCEPTCONN, &listening, &len) < 0 || !listening) {
 		static const char usage[] = "caisson-monitor is started by caissond, with a listening socket as descriptor 3\n";
 		return write(2, usage, sizeof(usage) - 1) < 0 ? 3 : 2;

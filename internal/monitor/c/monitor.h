@@ -101,6 +101,7 @@ void report_failure(int pipe, int err, const char *what, const char *detail);
 int read_reports(int pipe, pid_t *pid, bool *ready); /* until EOF; an errno, step noted */
 pid_t fork_child(unsigned long flags);
 int do_spawn(struct request *rq);
+int release(char **args); /* a program of its own; its exit status */
 int do_hold(struct request *rq);
 
 /* keep.c: named descriptors. */
