@@ -64,7 +64,7 @@ func Create(path string, resources *specs.LinuxResources) (_ *Group, err error) 
 	if path == "/" {
 		return nil, fmt.Errorf("cgroup %q: create: the root group belongs to the host: %w", path, errdefs.ErrInvalidArgument)
 	}
-	made := missingDirs(h.dirs(path))
+	var made []string
 	defer func() {
 		if err != nil {
 			// Deepest first. A directory that somebody else has begun to
@@ -76,6 +76,11 @@ func Create(path string, resources *specs.LinuxResources) (_ *Group, err error) 
 	}()
 	g := &Group{host: h, path: path}
 	err = fault.Fail("cgroup:create", unix.ENOSPC, unix.ENOMEM)
+	for _, dir := range h.dirs(path) {
+		if err == nil {
+			made, err = makeDir(dir, made)
+		}
+	}
 	switch {
 	case err != nil:
 	case h.mode == Unified:
@@ -172,23 +177,24 @@ func (g *Group) mayChange(verb string) error {
 	return nil
 }
 
-// missingDirs lists the directories that making dirs would create, parents
-// before children.
-func missingDirs(dirs []string) []string {
-	var missing []string
-	for _, dir := range dirs {
-		var chain []string
-		for ; dir != "/"; dir = filepath.Dir(dir) {
-			if _, err := os.Lstat(dir); !errors.Is(err, fs.ErrNotExist) {
-				break
-			}
-			chain = append(chain, dir)
+// makeDir makes a directory and what is missing above it, and appends what it made to
+// made, parents before children.
+func makeDir(dir string, made []string) ([]string, error) {
+	err := unix.Mkdir(dir, 0o755)
+	if err == unix.ENOENT {
+		if made, err = makeDir(filepath.Dir(dir), made); err != nil {
+			return made, err
 		}
-		for i := len(chain) - 1; i >= 0; i-- {
-			missing = append(missing, chain[i])
-		}
+		err = unix.Mkdir(dir, 0o755)
 	}
-	return missing
+	switch err {
+	case nil:
+		made = append(made, dir)
+	case unix.EEXIST:
+	default:
+		return made, &fs.PathError{Op: "mkdir", Path: dir, Err: err}
+	}
+	return made, nil
 }
 
 // gone reports whether an error says that the group, or one file of it, is no

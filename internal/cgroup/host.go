@@ -67,12 +67,6 @@ func currentHost() (*host, error) {
 		if h.v1, err = cgroup1.Default(); err != nil {
 			return nil, fmt.Errorf("cgroups: list v1 controllers: %w", err)
 		}
-		for i, s := range h.v1 {
-			if p, ok := s.(interface{ Path(string) string }); ok && s.Name() == cgroup1.Memory {
-				// What is left out here is read by readMemoryV1.
-				h.v1[i] = cgroup1.NewMemory(filepath.Dir(p.Path("")), cgroup1.IgnoreModules("", "memsw", "kmem", "kmem.tcp"))
-			}
-		}
 	}
 	knownHost = h
 	return h, nil

@@ -8,103 +8,38 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
-	"sync/atomic"
 
 	"github.com/containerd/cgroups/v3/cgroup1"
-	stats1 "github.com/containerd/cgroups/v3/cgroup1/stats"
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 )
 
-func (g *Group) createV1() (err error) {
-	// Empty resources: the values are set afterwards by Update, in the order
-	// that an existing group needs.
-	g.v1, err = cgroup1.New(cgroup1.StaticPath(g.path), &specs.LinuxResources{}, cgroup1.WithHierarchy(g.host.subsystems))
-	if err != nil {
-		return err
+// createV1 fits out the directories that Create made. The library would have made
+// them as well, with ten times as many system calls.
+func (g *Group) createV1() error {
+	if dir := g.host.dirOf("cpuset", g.path); dir != "" {
+		// Without processors and memory nodes nothing can be put into it.
+		for _, name := range []string{"cpuset.cpus", "cpuset.mems"} {
+			if _, err := inherit(dir, name); err != nil {
+				return err
+			}
+		}
 	}
-	if g.host.unified == "" {
-		return nil
-	}
-	return os.MkdirAll(g.host.unifiedDir(g.path), 0o755)
+	return g.open()
 }
 
-// statsV1 reads the v1 counters. Controllers that are not there, or vanish
-// while being read, leave their part of the result empty.
-func (g *Group) statsV1() (*stats1.Metrics, error) {
-	var missing atomic.Bool // the handler is called concurrently
-	m, err := g.v1.Stat(func(err error) error {
-		if gone(err) {
-			missing.Store(true)
-			return nil
-		}
-		return err
-	})
-	if err != nil {
+// inherit gives a group its parent's value of a file that is empty in a new one, and
+// returns the value; that of the root is never empty.
+func inherit(dir, name string) ([]byte, error) {
+	value, err := readFile(filepath.Join(dir, name))
+	if err != nil || len(value) > 0 {
+		return value, err
+	}
+	if value, err = inherit(filepath.Dir(dir), name); err != nil {
 		return nil, err
 	}
-	if missing.Load() && !g.exists() {
-		return nil, fs.ErrNotExist
-	}
-	if m.Memory != nil {
-		path, err := g.controllerPath(cgroup1.Memory)
-		if err != nil {
-			return nil, err
-		}
-		if err := readMemoryV1(g.host.dirOf("memory", path), m.Memory); err != nil {
-			return nil, err
-		}
-	}
-	return m, nil
-}
-
-// readMemoryV1 reads the sixteen one-number files of the memory controller.
-// They were more than half of what Stats costs when they were opened as Go
-// files: each open and close of those also tells the poller, for nothing.
-// Without swap accounting some are missing, and stay zero.
-func readMemoryV1(dir string, m *stats1.MemoryStat) error {
-	fd, err := unix.Open(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return err
-	}
-	defer unix.Close(fd)
-	for _, module := range []struct {
-		prefix string
-		entry  *stats1.MemoryEntry
-	}{
-		{"memory.", m.Usage}, {"memory.memsw.", m.Swap}, {"memory.kmem.", m.Kernel}, {"memory.kmem.tcp.", m.KernelTCP},
-	} {
-		e := module.entry
-		for _, file := range []struct {
-			name  string
-			value *uint64
-		}{
-			{"usage_in_bytes", &e.Usage}, {"max_usage_in_bytes", &e.Max}, {"failcnt", &e.Failcnt}, {"limit_in_bytes", &e.Limit},
-		} {
-			n, err := readNumberAt(fd, module.prefix+file.name)
-			if err != nil && !gone(err) {
-				return fmt.Errorf("%s%s: %w", module.prefix, file.name, err)
-			}
-			*file.value = n
-		}
-	}
-	return nil
-}
-
-// readNumberAt reads a file that holds one number.
-func readNumberAt(dir int, name string) (uint64, error) {
-	fd, err := unix.Openat(dir, name, unix.O_RDONLY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return 0, err
-	}
-	defer unix.Close(fd)
-	var buf [32]byte
-	n, err := unix.Read(fd, buf[:])
-	if err != nil {
-		return 0, err
-	}
-	return strconv.ParseUint(string(bytes.TrimSpace(buf[:n])), 10, 64)
+	return value, writeFile(filepath.Join(dir, name), string(value))
 }
 
 // updateV1 applies resources to the v1 controllers.
@@ -190,12 +125,33 @@ func (g *Group) updateRestV1(r *specs.LinuxResources) error {
 	return nil
 }
 
+// The functions below are os.ReadFile and os.WriteFile without the poller, which these
+// files would be told to for nothing: that is most of what those cost.
+
 // writeFile writes to a control file, which must exist.
 func writeFile(path, value string) error {
-	f, err := os.OpenFile(path, os.O_WRONLY, 0)
+	fd, err := unix.Open(path, unix.O_WRONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return err
+		return &fs.PathError{Op: "open", Path: path, Err: err}
 	}
-	_, err = f.WriteString(value)
-	return errors.Join(err, f.Close())
+	defer unix.Close(fd) // nothing is buffered
+	if _, err := unix.Write(fd, []byte(value)); err != nil {
+		return &fs.PathError{Op: "write", Path: path, Err: err}
+	}
+	return nil
+}
+
+// readFile reads a control file of at most a page, without its last line's end.
+func readFile(path string) ([]byte, error) {
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, &fs.PathError{Op: "open", Path: path, Err: err}
+	}
+	defer unix.Close(fd)
+	buf := make([]byte, 4096)
+	n, err := unix.Read(fd, buf)
+	if err != nil {
+		return nil, &fs.PathError{Op: "read", Path: path, Err: err}
+	}
+	return bytes.TrimSuffix(buf[:n], []byte("\n")), nil
 }

@@ -22,9 +22,6 @@ const subtreeControl = "cgroup.subtree_control"
 
 func (g *Group) createV2() (err error) {
 	dir := g.host.unifiedDir(g.path)
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return err
-	}
 	// From the root down: a group offers only what its parent passes on.
 	at := g.host.unified
 	for part := range strings.SplitSeq(strings.TrimPrefix(g.path, "/"), "/") {
