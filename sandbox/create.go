@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"sync"
 
 	"github.com/containerd/containerd/api/types/runc/options"
 	core "github.com/containerd/containerd/v2/core/sandbox"
@@ -81,13 +82,22 @@ func (c *Controller) Create(ctx context.Context, sb core.Sandbox, opts ...core.C
 	if err != nil {
 		return err
 	}
-	if err = b.createRecord(ctx, sb); err != nil {
-		return err
+	// The disk is slow, and so is the making of cgroups: neither waits for the other.
+	var recordErr, cgroupErr error
+	var work sync.WaitGroup
+	work.Go(func() { recordErr = b.createRecord(ctx, sb) })
+	work.Go(func() { cgroupErr = b.createCgroup() })
+	err = b.prepareFiles()
+	work.Wait()
+	if recordErr == nil {
+		steps.Add("record", b.deleteRecord)
 	}
-	steps.Add("record", b.deleteRecord)
 	steps.Add("cgroup", b.removeCgroup)
 	steps.Add("files", func(context.Context) error { return b.unmountFiles() })
-	if err = b.prepare(); err != nil {
+	if err = errors.Join(recordErr, cgroupErr, err); err != nil {
+		return err
+	}
+	if err = b.listen(); err != nil {
 		return err
 	}
 	if err = b.move(Created, nil); err != nil {
@@ -169,8 +179,8 @@ func (b *box) forget() error {
 	return nil
 }
 
-// prepare makes what a sandbox has before it runs.
-func (b *box) prepare() error {
+// prepareFiles makes the sandbox's mounts and files.
+func (b *box) prepareFiles() error {
 	if err := b.mountEtc(); err != nil {
 		return err
 	}
@@ -180,14 +190,19 @@ func (b *box) prepare() error {
 	if err := b.mountShm(); err != nil {
 		return err
 	}
-	if err := b.mountRootfs(); err != nil {
-		return err
-	}
+	return b.mountRootfs()
+}
+
+func (b *box) createCgroup() error {
 	rec := b.snapshot()
-	if _, err := cgroup.Create(rec.Cgroup, rec.Settings.Resources); err != nil {
+	group, err := cgroup.Create(rec.Cgroup, rec.Settings.Resources)
+	if err != nil {
 		return fmt.Errorf("sandbox %q: %w", rec.ID, err)
 	}
-	return b.listen()
+	b.mu.Lock()
+	b.group = group
+	b.mu.Unlock()
+	return nil
 }
 
 // cgroupOf is the cgroup of a new sandbox, and whether it is ours to remove: a
