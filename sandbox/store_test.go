@@ -20,6 +20,7 @@ import (
 	bolt "go.etcd.io/bbolt"
 	"google.golang.org/protobuf/types/known/anypb"
 
+	"caisson/internal/ceiling"
 	"caisson/sandbox/storetest"
 )
 
@@ -460,6 +461,7 @@ func BenchmarkStoreUpdate(b *testing.B) {
 				}
 			}
 			b.ResetTimer()
+			defer ceiling.Allocs(b, 400)()
 			var wg sync.WaitGroup
 			for w := range writers {
 				wg.Go(func() {
@@ -480,6 +482,7 @@ func BenchmarkStoreGet(b *testing.B) {
 	if _, err := s.Create(ctx, storetest.Filled("a")); err != nil {
 		b.Fatal(err)
 	}
+	defer ceiling.Allocs(b, 100)()
 	for b.Loop() {
 		if _, err := s.Get(ctx, "a"); err != nil {
 			b.Fatal(err)

@@ -23,6 +23,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"google.golang.org/protobuf/testing/protocmp"
+
+	"caisson/internal/ceiling"
 )
 
 func contextForCleanup(t *testing.T) context.Context {
@@ -446,7 +448,7 @@ func BenchmarkStats(b *testing.B) {
 			b.Error(err)
 		}
 	}()
-	b.ReportAllocs()
+	defer ceiling.Allocs(b, 150)()
 	for b.Loop() {
 		if _, err := g.Stats(); err != nil {
 			b.Fatal(err)
@@ -455,6 +457,7 @@ func BenchmarkStats(b *testing.B) {
 }
 
 func BenchmarkCreateDelete(b *testing.B) {
+	defer ceiling.Allocs(b, 700)()
 	for b.Loop() {
 		g, err := Create(base+"/bench", nil)
 		if err != nil {

@@ -7,6 +7,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"caisson/internal/ceiling"
 )
 
 // BenchmarkCall is a request and its answer, through a connection that is kept and
@@ -24,6 +26,7 @@ func BenchmarkCall(b *testing.B) {
 		payload := make([]byte, 100)
 		buf := make([]byte, 4096)
 		stream := uint32(1)
+		defer ceiling.Allocs(b, 45)()
 		for b.Loop() {
 			if _, err := client.Write(call(stream, "State", payload)); err != nil {
 				b.Fatal(err)
