@@ -119,11 +119,14 @@ chaos: deps
 
 # Caisson and its peers, side by side: wants a machine that does nothing else. BENCH
 # are flags, for example: BENCH='-rounds 10 -parts calls'. bench-report makes
-# docs/benchmarks.md of the last run.
+# docs/benchmarks.md of the last run. RUNC is what all sides run, newer than Debian's.
+RUNC ?= v1.5.2
 bench: deps
+	@script/deps bench
+	@script/runc $(RUNC)
 	@$(MAKE) --no-print-directory build ctr
 	@mkdir -p build/bench
-	CGO_ENABLED=0 $(GO) test -count=1 -timeout 0 -v -run '^TestBench$$' ./test/bench -args -o $(abspath build/bench/results.json) $(BENCH)
+	PATH="$(abspath build/runc-$(RUNC)):$$PATH" CGO_ENABLED=0 $(GO) test -count=1 -timeout 0 -v -run '^TestBench$$' ./test/bench -args -o $(abspath build/bench/results.json) $(BENCH)
 bench-report:
 	$(GO) run ./test/bench/report
 
