@@ -23,7 +23,6 @@ import (
 // gone all requests fail with errdefs.ErrUnavailable. Close must be called in
 // any case.
 type Conn struct {
-	dir      string
 	sock     *net.UnixConn
 	pid      int
 	version  uint16          // of the protocol, from hello
@@ -37,6 +36,7 @@ type Conn struct {
 	close   func() error
 
 	mu      sync.Mutex // guards what follows
+	dir     string
 	pending map[uint32]chan reply
 	lastID  uint32
 	exits   *exitQueue // of Subscribe
@@ -79,6 +79,13 @@ func newConn(dir string, sock *net.UnixConn, finished <-chan struct{}) *Conn {
 	return c
 }
 
+// where is the monitor's directory, for messages.
+func (c *Conn) where() string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.dir
+}
+
 // Pid is the monitor's process id.
 func (c *Conn) Pid() int { return c.pid }
 
@@ -108,9 +115,9 @@ func (c *Conn) read() {
 	err := c.receive()
 	select {
 	case <-c.closing:
-		err = fmt.Errorf("monitor %s: connection closed: %w", c.dir, errdefs.ErrUnavailable)
+		err = fmt.Errorf("monitor %s: connection closed: %w", c.where(), errdefs.ErrUnavailable)
 	default:
-		err = fmt.Errorf("monitor %s: connection lost: %w: %w", c.dir, errdefs.ErrUnavailable, err)
+		err = fmt.Errorf("monitor %s: connection lost: %w: %w", c.where(), errdefs.ErrUnavailable, err)
 	}
 	c.err = err
 	close(c.done)

@@ -23,7 +23,7 @@ func (c *Conn) wrap(what string, err error) error {
 	if err == nil {
 		return nil
 	}
-	return fmt.Errorf("monitor %s: %s: %w", c.dir, what, err)
+	return fmt.Errorf("monitor %s: %s: %w", c.where(), what, err)
 }
 
 // do is a request whose reply says nothing but that it was done.
@@ -275,6 +275,23 @@ func (c *Conn) Greet(ctx context.Context, listener, prefix string, limit uint16,
 		e.u16(uint16(len(greeting)))
 		e.buf = append(e.buf, greeting...)
 	}})
+}
+
+// Move gives a monitor that waits its directory and its name, before anything else uses
+// the Conn. The old directory is left, empty. After an error it is in one of the two.
+func (c *Conn) Move(ctx context.Context, dir, name string) error {
+	name = name[:min(len(name), maxTag)] // it is only shown
+	err := c.do(ctx, "title", request{typ: msgTitle, fill: func(e *encoder) { e.string("name", name, maxTag) }})
+	if err != nil {
+		return err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if err := unix.Rename(filepath.Join(c.dir, socketName), filepath.Join(dir, socketName)); err != nil {
+		return fmt.Errorf("monitor %s: move to %s: %w", c.dir, dir, err)
+	}
+	c.dir = dir
+	return nil
 }
 
 // Drop closes what is kept under a name, if anything is.

@@ -21,11 +21,13 @@ import (
 // backlog is how many connections wait for the monitor to accept them.
 const backlog = 16
 
-// Config says which monitor to start. All fields are required.
+// Config says which monitor to start. Binary, Dir and Name are required.
 type Config struct {
 	Binary string // from Install
 	Dir    string // the sandbox's directory; root's, mode 0700
 	Name   string // what ps shows: the sandbox's id
+	// Waits is set for one that is to get another directory and name, by Move.
+	Waits bool
 
 	env []string // for tests
 }
@@ -71,6 +73,9 @@ func start(ctx context.Context, cfg Config) (_ *Conn, err error) {
 	// No CommandContext: it outlives ctx.
 	cmd := exec.Command(cfg.Binary)
 	cmd.Args = []string{"caisson-monitor", cfg.Name}
+	if cfg.Waits {
+		cmd.Args = append(cmd.Args, make([]string, maxTag)...) // room for a longer name
+	}
 	cmd.Env = append([]string{}, cfg.env...)
 	cmd.Dir = "/"
 	cmd.ExtraFiles = []*os.File{listener}

@@ -33,6 +33,7 @@ const (
 	msgEnd       = 12
 	msgAccept    = 13
 	msgGreet     = 14
+	msgTitle     = 15
 
 	msgExit  = 0x4001
 	msgError = 0x7fff

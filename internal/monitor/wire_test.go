@@ -44,6 +44,7 @@ func valid() map[uint16][]byte {
 		msgDrop:   str,
 		msgKept:   body(func(e *encoder) { e.u64(0) }),
 		msgAccept: body(func(e *encoder) { e.string("", "name", maxTag); e.string("", "other", maxTag) }),
+		msgTitle: body(func(e *encoder) { e.string("name", "n", maxTag) }),
 		msgGreet: body(func(e *encoder) {
 			e.string("", "name", maxTag)
 			e.string("", "g/", maxTag)
@@ -85,7 +86,7 @@ func TestMalformedMessages(t *testing.T) {
 		{"reserved field", reserved, 0, unix.EBADMSG},
 		{"another version", msg(header{version: v + 1, typ: msgList, id: 7}, make([]byte, 8)...), 0, unix.EPROTONOSUPPORT},
 		{"type 0", msg(header{version: v, id: 7}), 0, unix.ENOSYS},
-		{"type 15", msg(header{version: v, typ: 15, id: 7}), 0, unix.ENOSYS},
+		{"type 16", msg(header{version: v, typ: 16, id: 7}), 0, unix.ENOSYS},
 		{"type of a reply", msg(header{version: v, typ: msgHello | msgReply, id: 7}), 0, unix.ENOSYS},
 		{"unknown flags", msg(header{version: v, typ: msgHello, id: 7, flags: 1}), 0, unix.EINVAL},
 		{"unknown flags of END", msg(header{version: v, typ: msgEnd, id: 7, flags: 2}), 0, unix.EINVAL},

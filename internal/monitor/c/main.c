@@ -3,7 +3,7 @@
  * protocol.h for what it does; this file has the event loop and connections.
  *
  * It is started as `caisson-monitor NAME` with the listening socket as
- * descriptor 3, and ends only by an END request (or SIGKILL). The same program is
+ * descriptor 3 (and empty arguments after NAME, for one that is to have another), and ends only by an END request (or SIGKILL). The same program is
  * what lets containers go on, see release.c.
  */
 #define _GNU_SOURCE
@@ -33,6 +33,7 @@ struct conn {
 };
 
 char *proc_title;
+static size_t name_room; /* for what follows proc_title, with its NUL */
 struct rlimit nofile_before;
 int oom_score_before = -1001;
 
@@ -161,6 +162,20 @@ static int do_subscribe(struct conn *c)
 	return 0;
 }
 
+static int do_title(struct request *rq)
+{
+	const char *name = get_string(&rq->body, MAX_TAG);
+	char *shown = proc_title + strlen(proc_title) + 1;
+
+	if (!at_end(&rq->body))
+		return fail(EINVAL, "message", "");
+	if (strlen(name) >= name_room)
+		return fail(ENOSPC, "title", "");
+	memset(shown, 0, name_room);
+	strcpy(shown, name);
+	return 0;
+}
+
 static int do_end(struct conn *c, struct request *rq)
 {
 	end.force = rq->flags & END_FORCE;
@@ -174,7 +189,7 @@ static int do_end(struct conn *c, struct request *rq)
 
 static int handle(struct conn *c, struct request *rq, unsigned version)
 {
-	static const uint32_t flags[GREET + 1] = {
+	static const uint32_t flags[TITLE + 1] = {
 		[HOLD] = HOLD_USER | HOLD_NET | HOLD_NEW_IPC | HOLD_NEW_UTS | HOLD_NEW_PID,
 		[SPAWN] = SPAWN_ADOPT,
 		[SIGNAL] = SIGNAL_ONCE,
@@ -187,7 +202,7 @@ static int handle(struct conn *c, struct request *rq, unsigned version)
 
 	if (version != c->version && t != HELLO)
 		return fail(EPROTONOSUPPORT, "protocol version", "");
-	if (t < HELLO || t > GREET)
+	if (t < HELLO || t > TITLE)
 		return fail(ENOSYS, "unknown request", "");
 	if (rq->flags & ~flags[t])
 		return fail(EINVAL, "unknown flags", "");
@@ -217,6 +232,7 @@ static int handle(struct conn *c, struct request *rq, unsigned version)
 			greeter = c;
 		return err;
 	}
+	case TITLE: return do_title(rq);
 	default: return do_end(c, rq);
 	}
 }
@@ -426,11 +442,12 @@ int main(int argc, char **argv)
 
 	if (argc > 2 && strcmp(argv[1], "release") == 0)
 		return release(argv + 2);
-	if (argc != 2 || getsockopt(LISTENER, SOL_SOCKET, SO_ACCEPTCONN, &listening, &len) < 0 || !listening) {
+	if (argc < 2 || getsockopt(LISTENER, SOL_SOCKET, SO_ACCEPTCONN, &listening, &len) < 0 || !listening) {
 		static const char usage[] = "caisson-monitor is started by caissond, with a listening socket as descriptor 3\n";
 		return write(2, usage, sizeof(usage) - 1) < 0 ? 3 : 2;
 	}
 	proc_title = argv[0];
+	name_room = argv[argc - 1] + strlen(argv[argc - 1]) + 1 - argv[1];
 	prctl(PR_SET_NAME, "caisson-monitor", 0, 0, 0);
 	syscall(SYS_close_range, LISTENER + 1, ~0U, 0);
 	fcntl(LISTENER, F_SETFD, FD_CLOEXEC);

@@ -14,7 +14,8 @@
  * monitor's own if it does not know that one. A version adds to the one before
  * and changes nothing of it. Version 2 is the first whose monitors speak to others;
  * of those of version 1, only later ones know SIGNAL_ONCE and KEEP_OPEN (others
- * answer EINVAL), ACCEPT and GREET (others answer ENOSYS).
+ * answer EINVAL), ACCEPT and GREET (others answer ENOSYS). TITLE came later still:
+ * it is for monitors that wait for a sandbox, which end with their daemon.
  *
  *   message = u16 version, u16 type, u32 id, u32 flags, u16 nfds, u16 0, body
  *   string  = u16 length, that many bytes other than NUL, one NUL
@@ -156,6 +157,13 @@ enum {
 	 * the answers to their calls.
 	 */
 	GREET = 14,
+
+	/*
+	 * {string name} -> {}. Shows it in process lists instead of the NAME that the
+	 * monitor was started with. ENOSPC: that, with the (empty) arguments after it,
+	 * is shorter.
+	 */
+	TITLE = 15,
 
 	EXIT = 0x4001,  /* monitor -> client, id 0: {record} */
 	ERROR = 0x7fff, /* monitor -> client: {u32 errno, string step} */
