@@ -147,6 +147,9 @@ func (c *client) Close() error {
 	c.life.Unlock()
 	c.cancel()
 	c.running.Wait()
+	for _, l := range c.all() {
+		c.forget(l) // if a call learned too late for a teller that its container is gone
+	}
 	return c.unlock()
 }
 

@@ -88,6 +88,9 @@ func (r *records) Create(_ context.Context, c containers.Container) (containers.
 }
 
 func (r *records) Get(_ context.Context, id string) (c containers.Container, err error) {
+	if err := r.f.hook("find"); err != nil {
+		return c, err
+	}
 	r.f.mu.Lock()
 	defer r.f.mu.Unlock()
 	if err := r.f.downLocked(); err != nil {
@@ -101,6 +104,9 @@ func (r *records) Get(_ context.Context, id string) (c containers.Container, err
 }
 
 func (r *records) Delete(_ context.Context, id string) error {
+	if err := r.f.hook("forget"); err != nil {
+		return err
+	}
 	return r.f.native(func() error {
 		if _, ok := r.f.containers[id]; !ok {
 			return fmt.Errorf("container %q: %w", id, errdefs.ErrNotFound)

@@ -3,6 +3,7 @@ package libcontainerd_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"sync"
 	"testing"
@@ -388,4 +389,41 @@ func TestInterruptedExec(t *testing.T) {
 	w.must(task.ForceDelete(w.ctx))
 	w.must(ctr.Delete(w.ctx))
 	w.end()
+}
+
+// TestDeletedWhileTheClientCloses: the server's last word on a container is its deletion,
+// which comes while the client is closed. Nobody may load the container again, so what
+// was kept of it goes now.
+func TestDeletedWhileTheClientCloses(t *testing.T) {
+	for call, remove := range map[string]func(*world, libcontainerd.Container) error{
+		"forget": func(w *world, ctr libcontainerd.Container) error { return ctr.Delete(w.ctx) },
+		"find": func(w *world, _ libcontainerd.Container) error {
+			w.do("k", "K")
+			if _, err := w.c.LoadContainer(w.ctx, "k"); !errdefs.IsNotFound(err) {
+				return fmt.Errorf("load of a container that is gone: %w", err)
+			}
+			return nil
+		},
+	} {
+		t.Run(call, func(t *testing.T) {
+			bubble(t, nil, func(w *world) {
+				w.has("k")
+				w.do("k", "cs")
+				ctr := w.load("k")
+				w.do("k", "xd")
+				w.expect("k", "create", "start", "exit 9")
+				closed := make(chan error, 1)
+				w.f.before(call, func() error {
+					go func() { closed <- w.c.Close() }()
+					synctest.Wait() // it waits for the call, which the server answers all the same
+					return nil
+				})
+				w.must(remove(w, ctr))
+				w.must(<-closed)
+				if !w.empty() {
+					t.Error("something is left in the state directory")
+				}
+			})
+		})
+	}
 }
