@@ -80,7 +80,7 @@ func (b *book) note(id, exec string, change func(*entry)) {
 }
 
 // check compares the exits that were told with what is known, and with when that was.
-func (b *book) check(events []eventtest.Event, told func(eventtest.Event) time.Time, excused func(eventtest.Event) bool) error {
+func (b *book) check(events []eventtest.Event, told func(eventtest.Event) time.Time, excused func(eventtest.Event, time.Time) bool) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	var errs []error
@@ -104,7 +104,8 @@ func (b *book) check(events []eventtest.Event, told func(eventtest.Event) time.T
 		killed := e.Info.ExitCode == 137 && e.Info.Error == nil && mayBe(func(a *attempt) bool { return a.killed })
 		lost := errdefs.IsDataLoss(e.Info.Error) && mayBe(func(a *attempt) bool { return a.lost })
 		ended := entry.any && e.Info.Error == nil
-		if !ended && !killed && !lost && !excused(e) && (e.Info.ExitCode != entry.code || e.Info.Error != nil) {
+		gone := len(attempts) > 0 && excused(e, attempts[0].at)
+		if !ended && !killed && !lost && !gone && (e.Info.ExitCode != entry.code || e.Info.Error != nil) {
 			errs = append(errs, fmt.Errorf("%s: the code is %d", e, entry.code))
 		}
 		if at := told(e); len(attempts) == 0 || e.Info.ExitedAt.After(at.Add(soakClock)) {
@@ -154,10 +155,50 @@ func TestBookFindsWhatIsWrong(t *testing.T) {
 			if test.killed == "after" {
 				w.mayDie("")
 			}
-			err := k.book.check(k.log.Events(""), k.told, func(eventtest.Event) bool { return false })
+			err := k.book.check(k.log.Events(""), k.told, k.excused)
 			if (err == nil) != test.correct {
 				t.Errorf("check: %v", err)
 			}
 		})
+	}
+}
+
+// TestExcusesOfContainerd: only what containerd's log says of the container, and since
+// the process was asked for, excuses the loss of an exit.
+func TestExcusesOfContainerd(t *testing.T) {
+	const log = `time="2026-01-02T03:04:05.100000000Z" level=info msg="cleaning up after shim disconnected" id=deleted namespace=n
+time="2026-01-02T03:04:07Z" level=warning msg="Configuration migrated from version 3, use ` + "`containerd config migrate`" + ` to avoid migration"
+time="2026-01-02T03:04:07.100000000Z" level=info msg="connecting to shim runs" address="unix:///s" namespace=n protocol=ttrpc version=3
+time="2026-01-02T03:04:07.200000000Z" level=info msg="cleaning leaked shim process" id=ended namespace=n
+time="2026-01-02T03:04:07.300000000Z" level=info msg="cleaning leaked shim process" error="container not created: not found" id=made namespace=n
+time="2026-01-02T03:04:07.400000000Z" level=info msg="cleaning up after shim disconnected" id=dead namespace=n
+`
+	start := time.Date(2026, 1, 2, 3, 4, 6, 0, time.UTC)
+	k := &soak{thrown: thrownAway(log, start)}
+	lost := fmt.Errorf("lost: %w", errdefs.ErrDataLoss)
+	for name, test := range map[string]struct {
+		id    string
+		code  uint32
+		err   error
+		asked time.Duration // after the start
+		at    time.Duration
+		want  bool
+	}{
+		"lost":                     {"ended", 255, lost, -time.Minute, time.Minute, true},
+		"its shim was dead":        {"dead", 255, lost, -time.Minute, time.Minute, true},
+		"its task was being made":  {"made", 255, lost, -time.Minute, time.Minute, true},
+		"made up":                  {"ended", 137, nil, -time.Minute, 2 * time.Second, true},
+		"another code":             {"ended", 7, nil, -time.Minute, time.Minute, false},
+		"asked for afterwards":     {"ended", 255, lost, 2 * time.Second, time.Minute, false},
+		"ended before":             {"ended", 137, nil, -time.Minute, time.Second, false},
+		"deleted before the start": {"deleted", 255, lost, -time.Minute, time.Minute, false},
+		"kept":                     {"runs", 255, lost, -time.Minute, time.Minute, false},
+	} {
+		e := eventtest.Event{ID: test.id, Type: libcontainerd.EventExit, Info: libcontainerd.EventInfo{
+			ContainerID: test.id, ProcessID: test.id, ExitCode: test.code, ExitedAt: start.Add(test.at), Error: test.err,
+		}}
+		if got := k.excused(e, start.Add(test.asked)); got != test.want {
+			t.Errorf("%s: excused %v", name, got)
+		}
 	}
 }
