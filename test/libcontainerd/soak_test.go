@@ -118,7 +118,7 @@ type soak struct {
 	lives, finished, starts, breaks atomic.Int64
 
 	mu      sync.Mutex        // guards those below
-	alive   map[string]string // containers that may exist, and the sandboxes they are in
+	alive   map[string]string // containers to load after a restart, and the sandboxes they are in
 	program *program
 	exits   map[string]time.Time   // when they were told
 	ended   map[string]time.Time   // of each process name, what the last exit that was told says
@@ -326,7 +326,9 @@ func (k *soak) live(p plan) bool {
 		k.t.Errorf("%s cannot be removed after %v: %v", p.id, err, rerr)
 		return false
 	}
-	k.setDead(p.id)
+	if !w.owed(p.id) && (p.box == "" || !w.owed(p.box)) {
+		k.setDead(p.id)
+	}
 	return true
 }
 

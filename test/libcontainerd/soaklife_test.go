@@ -10,6 +10,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	containerd "github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/core/containers"
@@ -49,7 +50,7 @@ func (k *soak) setDead(id string) {
 	delete(k.alive, id)
 }
 
-// open starts the program and has it load all containers that may exist.
+// open starts the program.
 func (k *soak) open() {
 	conn, err := k.proxy.client(k.s.Token)()
 	if err != nil {
@@ -78,7 +79,8 @@ func (k *soak) closeProgram() {
 	}
 }
 
-// restart ends the program and starts it again.
+// restart ends the program, starts it again and has it load all containers that may exist,
+// or whose end it was not told.
 func (k *soak) restart() {
 	k.closeProgram()
 	k.open()
@@ -272,6 +274,14 @@ func (w *life) begin(exec string, code uint32) {
 }
 
 func (w *life) began(exec string) { w.k.book.note(w.id, exec, func(e *entry) { e.started++ }) }
+
+// owed says whether the exit of a container or a sandbox that was removed is perhaps still
+// to be told. A program that restarts must load it for that, once more.
+func (w *life) owed(id string) bool {
+	var asked time.Time
+	w.k.book.note(id, "", func(e *entry) { asked = e.last().at })
+	return !asked.IsZero() && !w.k.endedSince(id, id, asked)
+}
 
 // mayDie says that the process is killed now, which does nothing to one whose exit was
 // told.
