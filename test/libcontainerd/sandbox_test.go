@@ -34,13 +34,13 @@ func eachSandboxer(t *testing.T, spec func(t *testing.T, s *server)) {
 func TestSandbox(t *testing.T) {
 	eachSandboxer(t, func(t *testing.T, s *server) {
 		e := s.engine(nil)
+		before := time.Now().Add(-time.Second)
 		sb := e.newSandbox()
 		e.sandbox = sb
 		id := sb.ID()
 		e.expect(id, "create")
 		_, err := e.NewSandbox(e.ctx(), record(id))
 		refused(t, "an id that is taken", err, errdefs.ErrAlreadyExists)
-		before := time.Now().Add(-time.Second)
 		must(t, "Start", sb.Start(e.ctx()))
 		e.expect(id, "create", "start")
 		refused(t, "starting twice", sb.Start(e.ctx()), errdefs.ErrFailedPrecondition)
