@@ -80,7 +80,7 @@ func (r *rig) open() {
 		Store:      r.store,
 		Dir:        filepath.Join(r.dir, "s"),
 		Cgroup:     "/caisson-test-" + filepath.Base(r.dir),
-		Isolations: []NamedIsolation{{namespace.Name, namespace.New(binary)}},
+		Isolations: []NamedIsolation{{namespace.Name, namespace.New(binary, nil)}},
 		Network:    net,
 
 		DefaultNetwork: network.None,

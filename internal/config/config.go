@@ -2,7 +2,7 @@
 // daemon's own keys beside everything containerd's configuration knows.
 //
 // The daemon's own keys are root, state, address, engine and the tables [log],
-// [runtime], [network] and [containerd]. containerd's keys (version, imports,
+// [runtime], [network], [containerd] and [pool]. containerd's keys (version, imports,
 // [plugins], [proxy_plugins], [grpc], ...) are not interpreted here; they come
 // out as Config.Passthrough for the embedded engine. A key that belongs to
 // neither is an error, because a misspelt setting that is silently ignored is
@@ -66,6 +66,7 @@ type Config struct {
 	Runtime    Runtime
 	Network    Network
 	Containerd Containerd
+	Pool       Pool
 
 	// Passthrough is containerd's part of the file, by its top-level keys.
 	// Paths in imports have been made absolute. Nil when there is none.
@@ -104,6 +105,14 @@ type Containerd struct {
 	// nobody starts the daemon again.
 	KeepConnections bool
 }
+
+// Pool is about what waits for sandboxes that are yet to come.
+type Pool struct {
+	Size int // monitors that wait; 0 is none
+}
+
+// maxPool is more than any machine can use.
+const maxPool = 1000
 
 // Default is the configuration of a daemon without a file.
 func Default() Config {
@@ -194,6 +203,7 @@ func (c *Config) settings() []setting {
 		{"network.cni_conf_dir", func() error { return checkPath(c.Network.CNIConfDir) }},
 		{"network.default", func() error { return checkChoice(c.Network.Default, networks) }},
 		{"containerd.address", func() error { return checkPath(c.Containerd.Address) }},
+		{"pool.size", func() error { return checkCount(c.Pool.Size, maxPool) }},
 	}
 	for _, dir := range c.Network.CNIBinDirs {
 		all = append(all, setting{"network.cni_bin_dirs", func() error { return checkPath(dir) }})
@@ -211,6 +221,13 @@ func checkPath(p string) error {
 		return fmt.Errorf("%q holds a NUL byte", p)
 	case filepath.Clean(p) == "/":
 		return fmt.Errorf("the root of the file system cannot be used")
+	}
+	return nil
+}
+
+func checkCount(n, most int) error {
+	if n < 0 || n > most {
+		return fmt.Errorf("%d is not a number from 0 to %d", n, most)
 	}
 	return nil
 }

@@ -44,6 +44,9 @@ type file struct {
 		Address         *string `toml:"address"`
 		KeepConnections *bool   `toml:"keep_connections"`
 	} `toml:"containerd"`
+	Pool struct {
+		Size *int `toml:"size"`
+	} `toml:"pool"`
 
 	// containerd's keys, typed as far as containerd types them, so that a
 	// wrong type is reported with its place in this file.
@@ -123,6 +126,7 @@ func (f *file) apply(c *Config) {
 	}
 	set(&c.Containerd.Address, f.Containerd.Address)
 	set(&c.Containerd.KeepConnections, f.Containerd.KeepConnections)
+	set(&c.Pool.Size, f.Pool.Size)
 }
 
 func set[T any](to, from *T) {

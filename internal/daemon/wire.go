@@ -60,6 +60,11 @@ func wire(ctx context.Context, steps *undo.Stack, cfg config.Config) (*parts, er
 	if err != nil {
 		return nil, err
 	}
+	pool, err := namespace.OpenPool(ctx, program, filepath.Join(cfg.State, "pool"), cfg.Pool.Size)
+	if err != nil {
+		return nil, err
+	}
+	steps.Add("pool", func(context.Context) error { return pool.Close() })
 	kept, err := openKeeper(ctx, steps, cfg, program)
 	if err != nil {
 		return nil, err
@@ -72,7 +77,7 @@ func wire(ctx context.Context, steps *undo.Stack, cfg config.Config) (*parts, er
 		Store:      store,
 		Dir:        filepath.Join(cfg.State, "s"),
 		Cgroup:     cfg.Runtime.CgroupParent,
-		Isolations: []sandbox.NamedIsolation{{Name: namespace.Name, Isolation: namespace.New(program)}},
+		Isolations: []sandbox.NamedIsolation{{Name: namespace.Name, Isolation: namespace.New(program, pool)}},
 		Network:    networks,
 
 		DefaultNetwork: network.Mode(cfg.Network.Default),

@@ -44,7 +44,7 @@ func valid() map[uint16][]byte {
 		msgDrop:   str,
 		msgKept:   body(func(e *encoder) { e.u64(0) }),
 		msgAccept: body(func(e *encoder) { e.string("", "name", maxTag); e.string("", "other", maxTag) }),
-		msgTitle: body(func(e *encoder) { e.string("name", "n", maxTag) }),
+		msgTitle:  body(func(e *encoder) { e.string("name", "n", maxTag) }),
 		msgGreet: body(func(e *encoder) {
 			e.string("", "name", maxTag)
 			e.string("", "g/", maxTag)

@@ -102,7 +102,7 @@ func localController(t *testing.T) core.Controller {
 	fail(err)
 	ctl := sandbox.NewController(sandbox.Config{
 		Store: store, Dir: filepath.Join(dir, "s"), Cgroup: "/" + filepath.Base(dir) + "-bench",
-		Isolations: []sandbox.NamedIsolation{{Name: namespace.Name, Isolation: namespace.New(program)}},
+		Isolations: []sandbox.NamedIsolation{{Name: namespace.Name, Isolation: namespace.New(program, nil)}},
 		Network:    networks, DefaultNetwork: network.Host, Events: journal,
 		Runtime: sandbox.RuntimeConfig{Name: "runc", Root: filepath.Join(dir, "runc")},
 	})

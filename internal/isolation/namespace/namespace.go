@@ -31,20 +31,24 @@ const Name = "namespace"
 // Isolation starts and finds monitors and holders.
 type Isolation struct {
 	binary string
+	pool   *Pool
 }
 
 var _ isolation.Isolation = (*Isolation)(nil)
 
-// New returns an isolation whose monitors run the given program.
-func New(monitorBinary string) *Isolation {
-	return &Isolation{binary: monitorBinary}
+// New returns an isolation whose monitors run the given program, or come from a pool if
+// it has one that waits; pool may be nil, and stays the caller's.
+func New(monitorBinary string, pool *Pool) *Isolation {
+	return &Isolation{binary: monitorBinary, pool: pool}
 }
 
 // Start starts a monitor and, where there are walls, a holder.
 func (i *Isolation) Start(ctx context.Context, cfg isolation.Config) (_ isolation.Instance, err error) {
-	conn, err := monitor.Start(ctx, monitor.Config{Binary: i.binary, Dir: cfg.Dir, Name: cfg.Name})
-	if err != nil {
-		return nil, fmt.Errorf("start monitor: %w", err)
+	conn := i.pool.take(ctx, cfg.Dir, cfg.Name)
+	if conn == nil {
+		if conn, err = monitor.Start(ctx, monitor.Config{Binary: i.binary, Dir: cfg.Dir, Name: cfg.Name}); err != nil {
+			return nil, fmt.Errorf("start monitor: %w", err)
+		}
 	}
 	var steps undo.Stack
 	defer func() {
