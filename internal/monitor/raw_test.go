@@ -5,6 +5,7 @@ import (
 	"path/filepath"
 	"testing"
 	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -46,15 +47,24 @@ func (c rawConn) receive(t testing.TB) (header, decoder) {
 	return d.header(), d
 }
 
-// sendPacket also sends what net's Write takes for nothing: an empty packet.
+// sendPacket also sends what net's Write takes for nothing, and what unix.Sendmsg adds
+// a byte to: an empty packet, without and with descriptors.
 func (c rawConn) sendPacket(data, oob []byte) error {
 	raw, err := c.SyscallConn()
 	if err != nil {
 		return err
 	}
+	iov := unix.Iovec{Base: unsafe.SliceData(data)}
+	iov.SetLen(len(data))
+	msg := unix.Msghdr{Iov: &iov, Control: unsafe.SliceData(oob)}
+	msg.SetIovlen(1)
+	msg.SetControllen(len(oob))
 	werr := raw.Write(func(fd uintptr) bool {
-		err = unix.Sendmsg(int(fd), data, oob, nil, unix.MSG_NOSIGNAL)
-		return err != unix.EAGAIN
+		_, _, errno := unix.Syscall(unix.SYS_SENDMSG, fd, uintptr(unsafe.Pointer(&msg)), unix.MSG_NOSIGNAL)
+		if err = nil; errno != 0 {
+			err = errno
+		}
+		return errno != unix.EAGAIN
 	})
 	if werr != nil {
 		return werr

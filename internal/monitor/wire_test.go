@@ -136,7 +136,17 @@ func TestMalformedMessages(t *testing.T) {
 	if h, _ := raw.receive(t); h.typ != msgHello|msgReply || h.id != 9 {
 		t.Errorf("HELLO: %+v", h)
 	}
+	// An empty packet is no end of a connection, even if that comes at once.
+	if err := unix.Kill(c.Pid(), unix.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	if err := raw.sendPacket(nil, unix.UnixRights(int(null.Fd()))); err != nil {
+		t.Error(err)
+	}
 	raw.Close()
+	if err := unix.Kill(c.Pid(), unix.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
 	eventually(t, "descriptors are closed", func() bool { return len(openFDs(fmt.Sprint(c.Pid()))) == base })
 	if left := childrenOf(c.Pid()); len(left) != 0 {
 		t.Errorf("left: %v", left)

@@ -269,15 +269,16 @@ static void receive(struct conn *c)
 
 	if (n < 0 && (errno == EAGAIN || errno == EINTR))
 		return;
-	/* An empty packet looks like the end of the connection. */
-	if (n < 0 || (n == 0 && (poll(&hangup, 1, 0) != 0))) {
-		disconnect(c);
-		return;
-	}
 	rq.nfds = rq.n_reply_fds = rq.reply_flags = 0;
 	rq.reply_fds = NULL;
 	rq.reply = &out;
-	take_fds(&rq, &msg);
+	if (n >= 0)
+		take_fds(&rq, &msg);
+	/* An empty packet looks like the end of the connection, which brings no descriptors. */
+	if (n < 0 || (n == 0 && rq.nfds == 0 && poll(&hangup, 1, 0) != 0)) {
+		disconnect(c);
+		return;
+	}
 	in.end = in_buf + n;
 	version = get(&in, 2);
 	rq.type = get(&in, 2);
