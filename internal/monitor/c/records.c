@@ -287,7 +287,7 @@ static long parent_of(int proc, const char *pid)
 	close(fd);
 	buf[n > 0 ? n : 0] = 0;
 	p = strstr(buf, "\nPPid:\t"); /* a name cannot hold a raw newline here */
-	for (p = p ? p + 7 : buf; p[0] >= '0' && p[0] <= '9'; p++)
+	for (p = p ? p + 7 : buf; p[0] >= '0' && p[0] <= '9' && v < INT_MAX / 10; p++)
 		v = v * 10 + (p[0] - '0');
 	return v;
 }
