@@ -5,7 +5,7 @@
 # make soak   its soak alone: SOAK='-soak 1h -seed 7 -server runc' (root)
 # make faults   kills the daemon at each of its fault points, or lets them fail, and prints a table (root)
 # make test-load  a thousand sandboxes, ten thousand execs, a GiB of output (root)
-# make fuzz FUZZTIME=5m   each fuzz test for so long (root)
+# make fuzz FUZZTIME=5m   each fuzz test, and libFuzzer on the monitor, for so long (root)
 # make chaos  pod lives while everything that may die is killed: CHAOS_DURATION, CHAOS_SEED (root)
 # make bench  Caisson beside its peers; make bench-report puts the results into docs/ (root)
 # make test-cri CRITEST=path   Kubernetes' conformance suite for the CRI (root)
@@ -104,7 +104,7 @@ test-load: deps
 	CAISSON_TEST_SANDBOXES=1000 CAISSON_TEST_EXECS=10000 CAISSON_TEST_OUTPUT=1024 CGO_ENABLED=0 \
 		$(GO) test -count=1 -timeout 60m -v -run '^(TestLoad|TestManyExecs|TestNoisyContainers)$$' ./test/integration
 
-# FUZZ is a pattern of names, for example: FUZZ=Monitor.
+# FUZZ is a pattern of names, for example: FUZZ=Monitor, or FUZZ=libFuzzer for the C code.
 FUZZTIME ?= 5m
 fuzz: deps monitor
 	@script/fuzz $(FUZZTIME) $(FUZZ)
