@@ -44,7 +44,6 @@ type Group struct {
 	// killed, frozen, changed or deleted.
 	perController map[string]string
 
-	v1 cgroup1.Cgroup   // nil on a unified host
 	v2 *cgroup2.Manager // nil unless the host is unified
 }
 
@@ -124,8 +123,10 @@ func (g *Group) open() (err error) {
 		g.v2, err = cgroup2.Load(g.path, cgroup2.WithMountpoint(g.host.unified))
 		return err
 	}
-	g.v1, err = cgroup1.Load(g.controllerPath, cgroup1.WithHierarchy(g.host.subsystems))
-	return err
+	if !g.exists() {
+		return fs.ErrNotExist
+	}
+	return nil
 }
 
 // controllerPath is the group's path for one v1 controller, in the form the

@@ -120,7 +120,11 @@ func (w *oomWatch) openV1() error {
 	if !w.group.host.has("memory") {
 		return fmt.Errorf("the host has no memory controller: %w", errdefs.ErrFailedPrecondition)
 	}
-	fd, err := w.group.v1.OOMEventFD()
+	theirs, err := w.group.libraryV1()
+	if err != nil {
+		return err
+	}
+	fd, err := theirs.OOMEventFD()
 	if err != nil {
 		return err
 	}

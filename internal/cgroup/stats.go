@@ -2,6 +2,7 @@ package cgroup
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"io/fs"
 	"path/filepath"
@@ -25,6 +26,9 @@ func (g *Group) statsV1() (*stats1.Metrics, error) {
 	missing := false
 	for _, s := range g.host.v1 {
 		path, err := g.controllerPath(s.Name())
+		if errors.Is(err, cgroup1.ErrControllerNotActive) {
+			continue
+		}
 		if err != nil {
 			return nil, err
 		}

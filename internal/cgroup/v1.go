@@ -26,7 +26,7 @@ func (g *Group) createV1() error {
 			}
 		}
 	}
-	return g.open()
+	return nil
 }
 
 // inherit gives a group its parent's value of a file that is empty in a new one, and
@@ -42,6 +42,11 @@ func inherit(dir, name string) ([]byte, error) {
 	return value, writeFile(filepath.Join(dir, name), string(value))
 }
 
+// libraryV1 is the library's view of the group, for what is not done often.
+func (g *Group) libraryV1() (cgroup1.Cgroup, error) {
+	return cgroup1.Load(g.controllerPath, cgroup1.WithHierarchy(g.host.subsystems))
+}
+
 // updateV1 applies resources to the v1 controllers.
 func (g *Group) updateV1(r *specs.LinuxResources) error {
 	if len(r.Unified) > 0 {
@@ -55,7 +60,11 @@ func (g *Group) updateV1(r *specs.LinuxResources) error {
 		}
 		own.Memory = m
 	}
-	if err := g.v1.Update(&own); err != nil {
+	theirs, err := g.libraryV1()
+	if err != nil {
+		return err
+	}
+	if err := theirs.Update(&own); err != nil {
 		return err
 	}
 	return g.updateRestV1(r)
