@@ -1,6 +1,7 @@
 package sandbox
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"os"
@@ -12,6 +13,7 @@ import (
 	core "github.com/containerd/containerd/v2/core/sandbox"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/typeurl/v2"
+	"github.com/google/go-cmp/cmp"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -192,6 +194,38 @@ func TestHalfDoneComesAgain(t *testing.T) {
 	r.restart()
 	if _, err := r.tasks("sb").Start(r.asked("start f", true, nil), "long", "f"); !errdefs.IsNotFound(err) {
 		t.Errorf("a start that failed comes again: %v", err)
+	}
+}
+
+// TestStartIsAnsweredAgain with what it was answered with.
+func TestStartIsAnsweredAgain(t *testing.T) {
+	r := newRig(t)
+	if err := r.ctl.Create(r.ctx(), core.Sandbox{ID: "sb"}, r.criOptions(t)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.ctl.Started(r.ctx(), "sb"); !errdefs.IsFailedPrecondition(err) {
+		t.Errorf("before it is started: %v", err)
+	}
+	first, err := r.ctl.Start(r.ctx(), "sb")
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.restart()
+	again, err := r.ctl.Started(r.ctx(), "sb")
+	if err != nil {
+		t.Fatal(err)
+	}
+	same := cmp.Comparer(func(a, b typeurl.Any) bool {
+		return a.GetTypeUrl() == b.GetTypeUrl() && bytes.Equal(a.GetValue(), b.GetValue())
+	})
+	if diff := cmp.Diff(first, again, same); diff != "" {
+		t.Error(diff)
+	}
+	if err := r.ctl.Stop(r.ctx(), "sb"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.ctl.Started(r.ctx(), "sb"); !errdefs.IsFailedPrecondition(err) {
+		t.Errorf("after it was stopped: %v", err)
 	}
 }
 

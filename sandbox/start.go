@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
+	"slices"
 	"time"
 
 	"github.com/containerd/containerd/v2/core/runtime"
@@ -44,9 +46,9 @@ func (c *Controller) Start(ctx context.Context, sandboxID string) (_ core.Contro
 	if err == nil {
 		err = b.start(ctx)
 	}
-	var spec typeurl.Any
+	var answer core.ControllerInstance
 	if err == nil {
-		spec, err = b.spec()
+		answer, err = b.started()
 	}
 	if err != nil {
 		cctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTimeout)
@@ -59,10 +61,32 @@ func (c *Controller) Start(ctx context.Context, sandboxID string) (_ core.Contro
 	}
 	fault.Point("sandbox:started")
 	log.G(ctx).WithField("sandbox_id", sandboxID).Info("sandbox started")
-	rec := b.snapshot()
+	return answer, nil
+}
+
+// Started is what Start has answered, for a client that did not get it.
+// FailedPrecondition: the sandbox does not run.
+func (c *Controller) Started(ctx context.Context, sandboxID string) (core.ControllerInstance, error) {
+	b, err := c.find(ctx, sandboxID)
+	if err != nil {
+		return core.ControllerInstance{}, err
+	}
+	b.claim()
+	return b.started()
+}
+
+func (b *box) started() (core.ControllerInstance, error) {
+	rec, inst := b.snapshot(), b.instance()
+	if rec.State != Ready || inst == nil {
+		return core.ControllerInstance{}, fmt.Errorf("sandbox %q is %s: %w", b.k.id, rec.State, errdefs.ErrFailedPrecondition)
+	}
+	spec, err := b.spec()
+	if err != nil {
+		return core.ControllerInstance{}, err
+	}
 	return core.ControllerInstance{
-		SandboxID: sandboxID,
-		Pid:       uint32(b.instance().Pid()),
+		SandboxID: b.k.id,
+		Pid:       uint32(inst.Pid()),
 		CreatedAt: rec.CreatedAt,
 		Address:   "ttrpc+" + b.address(),
 		Version:   taskVersion,
@@ -197,8 +221,9 @@ func (b *box) ociSpec() *specs.Spec {
 			Resources:   rec.Settings.Resources,
 		},
 	}
-	for kind, path := range b.namespaces() {
-		if path != "" {
+	namespaces := b.namespaces()
+	for _, kind := range slices.Sorted(maps.Keys(namespaces)) { // an answer is the same each time
+		if path := namespaces[kind]; path != "" {
 			spec.Linux.Namespaces = append(spec.Linux.Namespaces, specs.LinuxNamespace{Type: kind, Path: path})
 		}
 	}

@@ -5,7 +5,9 @@ import (
 
 	api "github.com/containerd/containerd/api/runtime/sandbox/v1"
 	controllerapi "github.com/containerd/containerd/api/services/sandbox/v1"
+	core "github.com/containerd/containerd/v2/core/sandbox"
 	"github.com/containerd/errdefs"
+	"github.com/containerd/typeurl/v2"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"caisson/internal/request"
@@ -22,6 +24,8 @@ import (
 type runtimeService struct {
 	api.UnsafeSandboxServer // see controllerService
 	controller              controllerService
+	// started is what an earlier Start has answered; nil where no request comes again.
+	started func(ctx context.Context, sandboxID string) (core.ControllerInstance, error)
 }
 
 var (
@@ -41,21 +45,17 @@ func (s *runtimeService) CreateSandbox(ctx context.Context, req *api.CreateSandb
 }
 
 func (s *runtimeService) StartSandbox(ctx context.Context, req *api.StartSandboxRequest) (*api.StartSandboxResponse, error) {
-	r, err := s.controller.Start(ctx, &controllerapi.ControllerStartRequest{SandboxID: req.GetSandboxID()})
-	if errdefs.IsFailedPrecondition(err) && request.From(ctx).Again {
-		return s.started(ctx, req.GetSandboxID(), err)
+	inst, err := s.controller.ctl.Start(ctx, req.GetSandboxID())
+	if errdefs.IsFailedPrecondition(err) && request.From(ctx).Again && s.started != nil {
+		// An earlier daemon has done it, or it is as the client is told now.
+		if done, derr := s.started(ctx, req.GetSandboxID()); derr == nil {
+			inst, err = done, nil
+		}
 	}
-	return &api.StartSandboxResponse{Pid: r.GetPid(), CreatedAt: r.GetCreatedAt(), Spec: r.GetSpec()}, err
-}
-
-// started is the answer of a StartSandbox that an earlier daemon has done; err is
-// what is wrong if it has not.
-func (s *runtimeService) started(ctx context.Context, sandboxID string, err error) (*api.StartSandboxResponse, error) {
-	st, serr := s.controller.ctl.Status(ctx, sandboxID, false)
-	if serr != nil || st.Pid == 0 {
+	if err != nil {
 		return nil, err
 	}
-	return &api.StartSandboxResponse{Pid: st.Pid, CreatedAt: timestamppb.New(st.CreatedAt)}, nil
+	return &api.StartSandboxResponse{Pid: inst.Pid, CreatedAt: timestamppb.New(inst.CreatedAt), Spec: typeurl.MarshalProto(inst.Spec)}, nil
 }
 
 func (s *runtimeService) Platform(ctx context.Context, req *api.PlatformRequest) (*api.PlatformResponse, error) {

@@ -32,6 +32,8 @@ import (
 	"google.golang.org/protobuf/testing/protocmp"
 	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"caisson/internal/request"
 )
 
 // server is both servers on real sockets, and clients of them.
@@ -121,6 +123,36 @@ func fullSandbox() sandbox.Sandbox {
 		CreatedAt:  created,
 		UpdatedAt:  exited,
 		Extensions: map[string]typeurl.Any{"e": &anypb.Any{TypeUrl: "x", Value: []byte("3")}},
+	}
+}
+
+// TestStartSandboxAgain: the answer to a start that an earlier daemon has done is whole.
+func TestStartSandboxAgain(t *testing.T) {
+	fake := &fakeController{inst: sandbox.ControllerInstance{
+		SandboxID: "sb1", Pid: 7, CreatedAt: created, Spec: &anypb.Any{TypeUrl: "spec", Value: []byte("{}")},
+	}}
+	var done error
+	s := &runtimeService{controller: controllerService{ctl: fake}, started: func(context.Context, string) (sandbox.ControllerInstance, error) {
+		return fake.inst, done
+	}}
+	start := func(again bool) (*runtimeapi.StartSandboxResponse, error) {
+		ctx := request.With(testContext(t), request.New("r", again, nil, nil))
+		return s.StartSandbox(ctx, &runtimeapi.StartSandboxRequest{SandboxID: "sb1"})
+	}
+	first, err := start(false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	fake.fail(errdefs.ErrFailedPrecondition)
+	if second, err := start(true); err != nil || !proto.Equal(second, first) || second.GetSpec().GetTypeUrl() != "spec" {
+		t.Errorf("%v, %v; at first %v", second, err, first)
+	}
+	if _, err := start(false); !errdefs.IsFailedPrecondition(err) {
+		t.Errorf("another request: %v", err)
+	}
+	done = errdefs.ErrNotFound
+	if _, err := start(true); !errdefs.IsFailedPrecondition(err) {
+		t.Errorf("of what does not run: %v", err)
 	}
 }
 

@@ -32,6 +32,7 @@ type Tasks interface {
 	Tasks(ctx context.Context, sandboxID string) (*task.Set, error)
 	CreateTask(ctx context.Context, sandboxID string, req task.CreateRequest) (int, error)
 	Release(ctx context.Context, sandboxID string) error
+	Started(ctx context.Context, sandboxID string) (core.ControllerInstance, error)
 }
 
 // Endpoints serves the Task and Sandbox APIs of each sandbox on a socket of its
@@ -53,7 +54,7 @@ func NewEndpoints(ctx context.Context, ctl Tasks, k *keeper.Keeper) (*Endpoints,
 		return nil, err
 	}
 	taskapi.RegisterTTRPCTaskService(srv, &taskService{ctl: ctl})
-	runtimeapi.RegisterTTRPCSandboxService(srv, &runtimeService{controller: controllerService{ctl: ctl}})
+	runtimeapi.RegisterTTRPCSandboxService(srv, &runtimeService{controller: controllerService{ctl: ctl}, started: ctl.Started})
 	return &Endpoints{ctx: ctx, srv: srv, keeper: k}, nil
 }
 
