@@ -143,6 +143,72 @@ func TestSignalComesOnce(t *testing.T) {
 	}
 }
 
+// TestPauseComesAgain: a pause and a resume that come again are told once, and one that
+// an earlier daemon did not begin is what it was.
+func TestPauseComesAgain(t *testing.T) {
+	r := newRig(t)
+	r.run("sb", &api.Options{})
+	r.container("sb", "c", "busybox sleep 1000")
+	told := func(want ...string) {
+		t.Helper()
+		got := slices.DeleteFunc(r.events.all(), func(e string) bool { return e != "paused c" && e != "resumed c" })
+		if !slices.Equal(got, want) {
+			t.Errorf("told %q, want %q", got, want)
+		}
+	}
+	again := func(verb func(context.Context, string) error, id string) {
+		t.Helper()
+		var notes []byte
+		for _, again := range []bool{false, true} {
+			if err := verb(r.asked(id, again, &notes), "c"); err != nil {
+				t.Fatalf("%s, again %t: %v", id, again, err)
+			}
+			r.restart()
+		}
+	}
+	again(func(ctx context.Context, id string) error { return r.tasks("sb").Pause(ctx, id) }, "pause")
+	told("paused c")
+	again(func(ctx context.Context, id string) error { return r.tasks("sb").Resume(ctx, id) }, "resume")
+	told("paused c", "resumed c")
+	if err := r.tasks("sb").Resume(r.asked("vain", true, nil), "c"); !errdefs.IsFailedPrecondition(err) {
+		t.Errorf("resume what runs: %v", err)
+	}
+	told("paused c", "resumed c")
+}
+
+// TestHalfAPause: the next daemon tells a pause that came about and was not told, and
+// takes back one that did not.
+func TestHalfAPause(t *testing.T) {
+	r := newRig(t)
+	r.run("sb", &api.Options{})
+	r.container("sb", "c", "busybox sleep 1000")
+	left := func(frozen bool) {
+		t.Helper()
+		r.close()
+		r.rewrite(r.path("sb", "t", "c", "init.json"), func(rec map[string]any) {
+			rec["Turn"] = map[string]any{"Frozen": frozen, "At": time.Now()}
+		})
+		r.open()
+	}
+	for _, step := range []struct {
+		paused, frozen bool // the container is, and was to be
+		told           int  // pauses and resumes in all
+	}{{false, true, 0}, {false, false, 1}, {true, true, 3}, {true, false, 3}} {
+		if st, err := r.tasks("sb").State(r.ctx(), "c", ""); err != nil {
+			t.Fatal(err)
+		} else if step.paused && !st.Paused {
+			if err := r.tasks("sb").Pause(r.ctx(), "c"); err != nil {
+				t.Fatal(err)
+			}
+		}
+		left(step.frozen)
+		st, err := r.tasks("sb").State(r.ctx(), "c", "")
+		if n := r.count("paused c") + r.count("resumed c"); err != nil || st.Paused != step.paused || n != step.told {
+			t.Errorf("%+v: paused %t, told %q, %v", step, st.Paused, r.events.all(), err)
+		}
+	}
+}
+
 // TestHalfDoneComesAgain: a creation or a start that an earlier daemon was killed in
 // is done anew when it comes again, and the client's reader of the output sees
 // nothing of that.

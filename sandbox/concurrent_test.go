@@ -235,7 +235,7 @@ func TestExecInAPausedContainer(t *testing.T) {
 	if err := tasks.Resume(r.ctx(), "c"); err != nil {
 		t.Error(err)
 	}
-	if events := r.events.all(); !slices.Contains(events, "*events.TaskResumed") {
+	if events := r.events.all(); !slices.Contains(events, "resumed c") {
 		t.Errorf("no resumption: %q", events)
 	}
 }

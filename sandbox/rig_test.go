@@ -312,6 +312,10 @@ func (r *recorder) Publish(_ context.Context, key, _ string, event any) error {
 		text = fmt.Sprintf("exit %s %s %d", e.ContainerID, e.ID, e.ExitStatus)
 	case *taskevents.TaskDelete:
 		text = "delete " + e.ContainerID
+	case *taskevents.TaskPaused:
+		text = "paused " + e.ContainerID
+	case *taskevents.TaskResumed:
+		text = "resumed " + e.ContainerID
 	case *taskevents.TaskExecAdded:
 		text = "exec-added " + e.ExecID
 	case *taskevents.TaskExecStarted:

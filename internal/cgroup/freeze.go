@@ -10,6 +10,9 @@ import (
 	"strings"
 
 	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+
+	"caisson/internal/fault"
 )
 
 // States of the v1 freezer.
@@ -26,14 +29,9 @@ func (g *Group) Freeze(ctx context.Context) error {
 	}
 	bounded, cancel := context.WithTimeout(ctx, freezeTimeout)
 	defer cancel()
-	var err error
-	if g.host.mode == Unified {
-		dir := g.host.unifiedDir(g.path)
-		if err = writeFile(filepath.Join(dir, "cgroup.freeze"), "1"); err == nil {
-			err = awaitEvents(bounded, dir, "frozen", 1)
-		}
-	} else {
-		err = g.freezeV1(bounded)
+	err := fault.Fail("cgroup:freeze", unix.EBUSY, unix.EMFILE)
+	if err == nil {
+		err = g.freeze(bounded)
 	}
 	if err == nil {
 		if !g.exists() {
@@ -47,6 +45,17 @@ func (g *Group) Freeze(ctx context.Context) error {
 	return fmt.Errorf("cgroup %q: freeze: %w", g.path, classify(err))
 }
 
+func (g *Group) freeze(ctx context.Context) error {
+	if g.host.mode != Unified {
+		return g.freezeV1(ctx)
+	}
+	dir := g.host.unifiedDir(g.path)
+	if err := writeFile(filepath.Join(dir, "cgroup.freeze"), "1"); err != nil {
+		return err
+	}
+	return awaitEvents(ctx, dir, "frozen", 1)
+}
+
 // Thaw lets the processes of the group run and returns when they do. A group
 // that is held by a frozen ancestor is FailedPrecondition.
 func (g *Group) Thaw(ctx context.Context) error {
@@ -55,13 +64,16 @@ func (g *Group) Thaw(ctx context.Context) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, freezeTimeout)
 	defer cancel()
-	if err := g.writeThawed(); err != nil {
+	err := fault.Fail("cgroup:thaw", unix.EMFILE)
+	if err == nil {
+		err = g.writeThawed()
+	}
+	if err != nil {
 		return fmt.Errorf("cgroup %q: thaw: %w", g.path, classify(err))
 	}
 	if above := g.frozenAncestor(); above != "" {
 		return fmt.Errorf("cgroup %q: thaw: the group %q above it is frozen: %w", g.path, above, errdefs.ErrFailedPrecondition)
 	}
-	var err error
 	if g.host.mode == Unified {
 		err = awaitEvents(ctx, g.host.unifiedDir(g.path), "frozen", 0)
 	} else {

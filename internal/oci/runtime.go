@@ -192,7 +192,12 @@ func (r Runtime) Delete(ctx context.Context, id, log string, force bool) error {
 
 // Update changes the resources of a running container.
 func (r Runtime) Update(ctx context.Context, id, log string, resources *specs.LinuxResources) error {
-	return r.Explain("update", log, r.runc(log).Update(ctx, id, resources))
+	err := fault.Fail("runtime:update", unix.EAGAIN, unix.ENOMEM, unix.EMFILE)
+	if err == nil {
+		err = r.runc(log).Update(ctx, id, resources)
+	}
+	fault.Point("runtime:updated")
+	return r.Explain("update", log, err)
 }
 
 // Checkpoint writes the container's state to a directory, through CRIU.

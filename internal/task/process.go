@@ -70,6 +70,8 @@ type record struct {
 	// Added and Started are the requests Exec and Start; empty if they cannot
 	// come again.
 	Added, Started string `json:",omitempty"`
+	// Turn is the pause or resume that is under way.
+	Turn *turn `json:",omitempty"`
 }
 
 // process is the init process of a container or an exec in it.

@@ -364,11 +364,7 @@ func (c *container) openCgroup(ctx context.Context) {
 		log.G(ctx).WithError(err).Warn("cgroup of a loaded container")
 		return
 	}
-	if frozen, err := group.Frozen(); err == nil {
-		c.mu.Lock()
-		c.paused = frozen
-		c.mu.Unlock()
-	}
+	c.settleTurn(ctx, group)
 	c.watch(ctx, group)
 }
 

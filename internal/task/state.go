@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"hash/fnv"
 
-	"github.com/containerd/containerd/api/events"
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
@@ -216,7 +215,7 @@ func signalGroup(group *cgroup.Group, except int, sig unix.Signal) error {
 		return err
 	}
 	var errs []error
-	for _, pid := range pids {
+	for _, pid := range pids { // they are sorted
 		fd, ok := held[pid]
 		if !ok {
 			continue
@@ -241,62 +240,4 @@ func (c *container) thawToDie(ctx context.Context, sig unix.Signal) error {
 		return fmt.Errorf("task %q: kill: resume: %w", c.ID, err)
 	}
 	return nil
-}
-
-// Pause stops every process of a container until Resume. FailedPrecondition: it
-// does not run. Pausing a paused container changes nothing.
-func (s *Set) Pause(ctx context.Context, id string) error {
-	return s.freeze(ctx, id, true, "pause", &events.TaskPaused{ContainerID: id})
-}
-
-// Resume lets a paused container go on. Resuming one that is not paused is
-// FailedPrecondition.
-func (s *Set) Resume(ctx context.Context, id string) error {
-	return s.freeze(ctx, id, false, "resume", &events.TaskResumed{ContainerID: id})
-}
-
-func (s *Set) freeze(ctx context.Context, id string, frozen bool, verb string, event any) error {
-	p, err := s.acquire(ctx, id, "")
-	if err != nil {
-		return err
-	}
-	defer p.unlock()
-	c := p.c
-	st, err := s.State(ctx, id, "")
-	if err != nil {
-		return err
-	}
-	if st.State != Running {
-		return fmt.Errorf("task %q: it is %s, not running: %w", id, st.State, errdefs.ErrFailedPrecondition)
-	}
-	// A request that comes again is told again, and the journal keeps one of the two.
-	req, key := request.From(ctx), ""
-	if req.ID != "" {
-		key = p.key(verb, p.snapshot().Serial) + "/" + req.ID
-	}
-	if st.Paused == frozen {
-		if req.Again {
-			return s.publish(ctx, key, event)
-		}
-		if frozen {
-			return nil
-		}
-		return fmt.Errorf("task %q: it is not paused: %w", id, errdefs.ErrFailedPrecondition)
-	}
-	group, err := c.cgroup()
-	if err != nil {
-		return err
-	}
-	if frozen {
-		err = group.Freeze(ctx)
-	} else {
-		err = group.Thaw(ctx)
-	}
-	if err != nil {
-		return fmt.Errorf("task %q: %w", id, err)
-	}
-	c.mu.Lock()
-	c.paused = frozen
-	c.mu.Unlock()
-	return s.publish(ctx, key, event)
 }

@@ -16,7 +16,9 @@ import (
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/core/sandbox"
 	"github.com/containerd/errdefs"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
+	"google.golang.org/protobuf/types/known/anypb"
 
 	options "caisson/api/caisson/sandbox/v1"
 )
@@ -46,6 +48,9 @@ var (
 	callSandboxShutdown = call{name: "sandbox shutdown", do: (*run).sandboxShutdown, again: (*run).sandboxShutdownAgain}
 	callTaskCreate      = call{name: "task create", do: (*run).taskCreate, again: (*run).taskCreateAgain, kept: true}
 	callTaskStart       = call{name: "task start", do: (*run).taskStart, again: (*run).taskStartAgain, kept: true}
+	callTaskPause       = call{name: "task pause", do: (*run).taskPause, kept: true}
+	callTaskResume      = call{name: "task resume", do: (*run).taskResume, again: (*run).taskResumeAgain, kept: true}
+	callTaskUpdate      = call{name: "task update", do: (*run).taskUpdate, kept: true}
 	callTaskDelete      = call{name: "task delete", do: (*run).taskDelete, again: (*run).taskDeleteAgain, kept: true}
 	callExecAdd         = call{name: "exec", do: (*run).execAdd, again: (*run).execAddAgain, kept: true}
 	callExecRun         = call{name: "exec start", do: (*run).execRun, again: (*run).execRunAgain, kept: true}
@@ -209,6 +214,57 @@ func kill(name string, signal unix.Signal, all bool) call {
 		}
 		return err
 	}}
+}
+
+func (r *run) taskPause(ctx context.Context) error {
+	err := r.task(func(c taskapi.TTRPCTaskService, id, _ string) error {
+		_, err := c.Pause(r.in(ctx), &taskapi.PauseRequest{ID: id})
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	return errors.Join(r.is(ctx, errors.New("it was paused"), tasktypes.Status_PAUSED), r.events.await(ctx, r.id, "paused"))
+}
+
+func (r *run) taskResume(ctx context.Context) error {
+	err := r.task(func(c taskapi.TTRPCTaskService, id, _ string) error {
+		_, err := c.Resume(r.in(ctx), &taskapi.ResumeRequest{ID: id})
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	return r.resumed(ctx, errors.New("it was resumed"))
+}
+
+func (r *run) resumed(ctx context.Context, told error) error {
+	return errors.Join(r.is(ctx, told, tasktypes.Status_RUNNING), r.events.await(ctx, r.id, "resumed"))
+}
+
+func (r *run) taskResumeAgain(ctx context.Context) error {
+	err := r.taskResume(ctx)
+	if errdefs.IsFailedPrecondition(err) {
+		err = r.resumed(ctx, err)
+	}
+	return err
+}
+
+// taskUpdate limits the container's processes, and looks at its cgroup.
+func (r *run) taskUpdate(ctx context.Context) error {
+	limit := int64(66)
+	data, err := json.Marshal(specs.LinuxResources{Pids: &specs.LinuxPids{Limit: &limit}})
+	if err != nil {
+		return err
+	}
+	err = r.task(func(c taskapi.TTRPCTaskService, id, _ string) error {
+		_, err := c.Update(r.in(ctx), &taskapi.UpdateTaskRequest{ID: id, Resources: &anypb.Any{Value: data}})
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	return r.containerLimitIs("pids.max", "66")
 }
 
 func (r *run) taskDelete(ctx context.Context) error {

@@ -212,12 +212,22 @@ func (r *run) toldOnce(ctx context.Context) error {
 
 // limitIs checks a limit of the sandbox's cgroup.
 func (r *run) limitIs(file, want string) error {
+	return limitIs(filepath.Join("*", r.Token+"--"+r.id, file), want)
+}
+
+// containerLimitIs checks a limit of the container's cgroup, which is in that of the
+// sandbox beside.
+func (r *run) containerLimitIs(file, want string) error {
+	return limitIs(filepath.Join("*", r.Token+"--"+r.beside.id, r.id, file), want)
+}
+
+func limitIs(pattern, want string) error {
 	mounts, err := mountinfo.GetMounts(mountinfo.FSTypeFilter("cgroup", "cgroup2"))
 	if err != nil {
 		return err
 	}
 	for _, m := range mounts {
-		found, err := filepath.Glob(filepath.Join(m.Mountpoint, "*", r.Token+"--"+r.id, file))
+		found, err := filepath.Glob(filepath.Join(m.Mountpoint, pattern))
 		if err != nil {
 			return err
 		}
@@ -229,5 +239,5 @@ func (r *run) limitIs(file, want string) error {
 			return err
 		}
 	}
-	return fmt.Errorf("the sandbox has no cgroup with %s", file)
+	return fmt.Errorf("there is no cgroup %s", pattern)
 }

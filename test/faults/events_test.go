@@ -101,6 +101,10 @@ func describe(e *types.Envelope) (container, word string) {
 		return ev.ContainerID, fmt.Sprintf("%s %d", word, ev.ExitStatus)
 	case *events.TaskDelete:
 		return ev.ContainerID, fmt.Sprintf("%s %d", word, ev.ExitStatus)
+	case *events.TaskPaused:
+		return ev.ContainerID, word
+	case *events.TaskResumed:
+		return ev.ContainerID, word
 	case *events.TaskExecAdded:
 		return ev.ExecID, word
 	case *events.TaskExecStarted:

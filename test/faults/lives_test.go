@@ -47,6 +47,8 @@ var lives = []life{
 	{"container", member, []call{callTaskCreate, callTaskStart, term, callTaskDelete}, []int{0, 1, 2, 3}},
 	{"container that is killed", killed, []call{callTaskCreate, callTaskStart, killAll, callTaskDelete}, []int{2}},
 	{"container with a terminal", terminal, []call{callTaskCreate, callTaskStart, term, callTaskDelete}, []int{0, 1, 2, 3}},
+	{"container that is paused", paused, []call{callTaskCreate, callTaskStart, callTaskPause, callTaskResume, term, callTaskDelete}, []int{2, 3}},
+	{"container that is updated", member, []call{callTaskCreate, callTaskStart, callTaskUpdate, term, callTaskDelete}, []int{2}},
 	{"container that cannot be", impossible, []call{callCreateInVain}, []int{0}},
 	{"container never started", unstarted, []call{callTaskCreate, callTaskDelete}, []int{1}},
 	{"container alone", alone, []call{callEndpoint, callCreateAlone, callTaskStart, term, callTaskDelete, callRelease, callShimDelete}, []int{0, 1, 2, 3, 4, 5}},
@@ -60,6 +62,9 @@ var lives = []life{
 	{"restart", member, []call{callTaskCreate, callTaskStart, unseen, callRestart, callEnded, callTaskDelete}, []int{3}},
 	{"restart in task create", member, []call{crash(callTaskCreate, "runtime:ended"), callRestart, callTaskCreate, callTaskStart, term, callTaskDelete}, []int{1}},
 	{"restart in task start", member, []call{callTaskCreate, crash(callTaskStart, "runtime:started"), callRestart, again(callTaskStart), term, callTaskDelete}, []int{2}},
+	{"restart in task pause", paused, []call{callTaskCreate, callTaskStart, crash(callTaskPause, "task:turned"), callRestart, again(callTaskPause), callTaskResume, term, callTaskDelete}, []int{3}},
+	{"restart in task pause, half way", paused, []call{callTaskCreate, callTaskStart, crash(callTaskPause, "cgroup:freeze"), callRestart, callTaskPause, callTaskResume, term, callTaskDelete}, []int{3}},
+	{"restart in task resume", paused, []call{callTaskCreate, callTaskStart, callTaskPause, crash(callTaskResume, "task:turned"), callRestart, again(callTaskResume), term, callTaskDelete}, []int{4}},
 	{"restart in task delete", member, []call{callTaskCreate, callTaskStart, term, crash(callTaskDelete, "task:forget"), callRestart, again(callTaskDelete)}, []int{4}},
 	{"restart in exec start", extra, []call{callExecAdd, crash(callExecRun, "runtime:ended"), callRestart, again(callExecRun), callTaskDelete}, []int{2}},
 	{"restart in sandbox create", sandboxWith(full), []call{crash(callSandboxCreate, "cgroup:update"), callRestart, callSandboxCreate, callSandboxStart, callSandboxShutdown}, []int{1}},
@@ -70,7 +75,12 @@ var lives = []life{
 }
 
 // again is a call after a fault, as a life goes on with it.
-func again(c call) call { return call{name: c.name, do: c.again} }
+func again(c call) call {
+	if c.again == nil {
+		return c
+	}
+	return call{name: c.name, do: c.again}
+}
 
 func sandboxWith(o *options.Options) func(*world) *run {
 	return func(w *world) *run { return &run{world: w, opts: o} }
@@ -79,6 +89,13 @@ func sandboxWith(o *options.Options) func(*world) *run {
 // member is a container in the sandbox beside.
 func member(w *world) *run {
 	return &run{world: w, address: w.beside.address, fifos: true, script: untilTerm, printed: begin + "end\n", status: 7}
+}
+
+// paused is one that rests for a while.
+func paused(w *world) *run {
+	r := member(w)
+	r.want = []string{"create", "start", "paused", "resumed", "exit 7", "delete 7"}
+	return r
 }
 
 // extra is an exec in the container beside.
