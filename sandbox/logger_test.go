@@ -2,6 +2,7 @@ package sandbox
 
 import (
 	"encoding/json"
+	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -65,6 +66,37 @@ func TestLoggerOutlivesTheDaemon(t *testing.T) {
 	}
 	if got := r.output(log + ".err"); got != "error" {
 		t.Errorf("log of errors %q", got)
+	}
+}
+
+// TestCheckpointInVain: where CRIU is not installed, the directory is as it was before.
+func TestCheckpointInVain(t *testing.T) {
+	r := newRig(t)
+	r.run("sb", &api.Options{})
+	r.container("sb", "c", "busybox sleep 1000")
+	t.Setenv("PATH", t.TempDir())
+	for name, had := range map[string][]string{"none": nil, "empty": {}, "full": {"theirs"}} {
+		image := filepath.Join(t.TempDir(), name)
+		for _, file := range had {
+			if err := os.MkdirAll(filepath.Join(image, file), 0o700); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if had != nil {
+			if err := os.MkdirAll(image, 0o700); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := r.tasks("sb").Checkpoint(r.ctx(), "c", image, nil); err == nil || !strings.Contains(err.Error(), "criu") {
+			t.Errorf("%s: %v", name, err)
+		}
+		entries, err := os.ReadDir(image)
+		if len(entries) != len(had) || errors.Is(err, os.ErrNotExist) != (had == nil) {
+			t.Errorf("%s: then %v, %v", name, entries, err)
+		}
+	}
+	if n := r.count("*events.TaskCheckpointed"); n > 0 {
+		t.Errorf("told %q", r.events.all())
 	}
 }
 

@@ -21,6 +21,7 @@ import (
 	"strings"
 	"syscall"
 
+	"github.com/containerd/containerd/api/types/runc/options"
 	"github.com/containerd/errdefs"
 	runc "github.com/containerd/go-runc"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -200,9 +201,31 @@ func (r Runtime) Update(ctx context.Context, id, log string, resources *specs.Li
 	return r.Explain("update", log, err)
 }
 
-// Checkpoint writes the container's state to a directory, through CRIU.
-func (r Runtime) Checkpoint(ctx context.Context, id, log string, opts *runc.CheckpointOpts, actions ...runc.CheckpointAction) error {
-	return r.Explain("checkpoint", log, r.runc(log).Checkpoint(ctx, id, opts, actions...))
+// CheckpointArgs is the command line that writes the container's state to the directory
+// image, through CRIU, whose logs go to work. The caller sees to it that it is not
+// interrupted: it may end the container.
+func (r Runtime) CheckpointArgs(id, log, image, work string, o *options.CheckpointOptions) []string {
+	args := append(r.global(log), "checkpoint", "--image-path", image, "--work-path", work)
+	for _, flag := range []struct{ name, value string }{{"--parent-path", o.GetParentPath()}, {"--manage-cgroups-mode", o.GetCgroupsMode()}} {
+		if flag.value != "" {
+			args = append(args, flag.name, flag.value)
+		}
+	}
+	for _, flag := range []struct {
+		name string
+		on   bool
+	}{
+		{"--tcp-established", o.GetOpenTcp()}, {"--ext-unix-sk", o.GetExternalUnixSockets()}, {"--shell-job", o.GetTerminal()},
+		{"--file-locks", o.GetFileLocks()}, {"--leave-running", !o.GetExit()},
+	} {
+		if flag.on {
+			args = append(args, flag.name)
+		}
+	}
+	for _, ns := range o.GetEmptyNamespaces() {
+		args = append(args, "--empty-ns", ns)
+	}
+	return append(args, id)
 }
 
 // Error is a failure of a runtime, told in the runtime's own last words.

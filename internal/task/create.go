@@ -1,6 +1,7 @@
 package task
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -383,7 +384,7 @@ func failed(exit monitor.Exit) error { return fmt.Errorf("exit status %d", exitS
 // daemon's end does not interrupt it, and returns how it ended.
 func (p *process) execute(ctx context.Context, host isolation.Host, logFile string, req monitor.SpawnRequest) (exit monitor.Exit, err error) {
 	set := p.c.set
-	req.Tag, req.Dir, req.Env = p.tag(), p.c.Bundle, environment()
+	req.Tag, req.Dir, req.Env = cmp.Or(req.Tag, p.tag()), p.c.Bundle, environment()
 	end, err := set.expect(req.Tag)
 	if err != nil {
 		return exit, err
@@ -403,8 +404,11 @@ func (p *process) execute(ctx context.Context, host isolation.Host, logFile stri
 	select {
 	case exit, ok = <-end:
 	case <-ctx.Done():
-		err := fmt.Errorf("%v: OCI runtime: %w", p, context.Cause(ctx))
-		return exit, errors.Join(err, stopRuntime(ctx, host, runtime.Serial, end))
+		err := stopRuntime(ctx, host, runtime.Serial, end)
+		if err == nil {
+			set.ack(runtime.Serial)
+		}
+		return exit, errors.Join(fmt.Errorf("%v: OCI runtime: %w", p, context.Cause(ctx)), err)
 	}
 	fault.Point("runtime:ended")
 	if !ok {

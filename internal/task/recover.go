@@ -103,10 +103,11 @@ func (s *Set) loaded(unread map[string]bool) {
 	s.mu.Unlock()
 }
 
-// survey is what the monitor knows: its records by serial, and the latest process
-// of each tag that an OCI runtime left behind.
+// survey is what the monitor knows: its records by serial, the latest OCI runtime of
+// each tag, and the latest process that one left behind.
 type survey struct {
 	alive   map[uint64]monitor.Record
+	spawned map[string]monitor.Record
 	adopted map[string]monitor.Record
 	last    uint64 // serial
 }
@@ -114,7 +115,7 @@ type survey struct {
 // survey waits until the OCI runtimes that the last daemon started have ended,
 // since what they make belongs to what is settled; those that take long are killed.
 func (s *Set) survey(ctx context.Context, host isolation.Host) (survey, error) {
-	known := survey{alive: map[uint64]monitor.Record{}, adopted: map[string]monitor.Record{}}
+	known := survey{alive: map[uint64]monitor.Record{}, spawned: map[string]monitor.Record{}, adopted: map[string]monitor.Record{}}
 	if host == nil {
 		return known, nil
 	}
@@ -147,7 +148,10 @@ func (s *Set) survey(ctx context.Context, host isolation.Host) (survey, error) {
 	for _, r := range records {
 		known.alive[r.Serial] = r
 		known.last = max(known.last, r.Serial)
-		if r.Kind == monitor.Adopted {
+		switch r.Kind {
+		case monitor.Spawned:
+			known.spawned[r.Tag] = r
+		case monitor.Adopted:
 			known.adopted[r.Tag] = r
 		}
 	}
@@ -289,6 +293,7 @@ func (s *Set) settle(ctx context.Context, c *container, known survey) {
 			p.finishStart(ctx, known.adopted)
 		}
 	}
+	c.finishCheckpoint(ctx, known)
 	if c.init.rec.Pid != 0 && c.init.rec.State != Stopped {
 		c.openCgroup(ctx)
 		if _, err := s.attached(); err != nil {

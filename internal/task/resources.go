@@ -4,13 +4,9 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"os"
 	"slices"
 
-	"github.com/containerd/containerd/api/events"
-	"github.com/containerd/containerd/api/types/runc/options"
 	"github.com/containerd/errdefs"
-	runc "github.com/containerd/go-runc"
 	"github.com/containerd/typeurl/v2"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 )
@@ -103,81 +99,4 @@ func (s *Set) Update(ctx context.Context, id string, resources typeurl.Any) erro
 		return fmt.Errorf("task %q: %w", id, err)
 	}
 	return nil
-}
-
-// Checkpoint writes the state of a running container to the directory path, or
-// to the one its options name. Options are containerd.runc.v1.CheckpointOptions,
-// or nil. It needs CRIU on the host.
-func (s *Set) Checkpoint(ctx context.Context, id, path string, any typeurl.Any) error {
-	opts := &options.CheckpointOptions{}
-	if any != nil && any.GetTypeUrl() != "" {
-		value, err := typeurl.UnmarshalAny(any)
-		if err != nil {
-			return fmt.Errorf("task %q: checkpoint: options: %w: %w", id, err, errdefs.ErrInvalidArgument)
-		}
-		var ok bool
-		if opts, ok = value.(*options.CheckpointOptions); !ok {
-			return fmt.Errorf("task %q: checkpoint: options of type %q, want containerd.runc.v1.CheckpointOptions: %w", id, any.GetTypeUrl(), errdefs.ErrInvalidArgument)
-		}
-	}
-	p, err := s.acquire(ctx, id, "")
-	if err != nil {
-		return err
-	}
-	defer p.unlock()
-	c := p.c
-	if state := p.snapshot().State; state != Running {
-		return fmt.Errorf("task %q: checkpoint: it is %s, not running: %w", id, state, errdefs.ErrFailedPrecondition)
-	}
-	if err := c.checkpoint(ctx, path, opts); err != nil {
-		return fmt.Errorf("task %q: %w", id, err)
-	}
-	return s.publish(ctx, "", &events.TaskCheckpointed{ContainerID: id, Checkpoint: path})
-}
-
-func (c *container) checkpoint(ctx context.Context, path string, opts *options.CheckpointOptions) error {
-	image := opts.ImagePath
-	if image == "" {
-		image = path
-	}
-	if image == "" {
-		image = c.CheckpointPath
-	}
-	if image == "" {
-		return fmt.Errorf("checkpoint: no directory to write it to: %w", errdefs.ErrInvalidArgument)
-	}
-	work := opts.WorkPath
-	if work == "" {
-		work = c.workPath()
-	}
-	if err := os.MkdirAll(work, 0o700); err != nil {
-		return fmt.Errorf("checkpoint: %w", err)
-	}
-	mode := runc.CgroupMode("")
-	switch opts.CgroupsMode {
-	case "":
-	case "soft":
-		mode = runc.Soft
-	case "full":
-		mode = runc.Full
-	case "strict":
-		mode = runc.Strict
-	default:
-		return fmt.Errorf("checkpoint: cgroups mode %q is none of soft, full, strict: %w", opts.CgroupsMode, errdefs.ErrInvalidArgument)
-	}
-	var actions []runc.CheckpointAction
-	if !opts.Exit {
-		actions = append(actions, runc.LeaveRunning)
-	}
-	return c.Runtime.Checkpoint(ctx, c.ID, c.file("checkpoint.log"), &runc.CheckpointOpts{
-		ImagePath:                image,
-		WorkDir:                  work,
-		ParentPath:               opts.ParentPath,
-		AllowOpenTCP:             opts.OpenTcp,
-		AllowExternalUnixSockets: opts.ExternalUnixSockets,
-		AllowTerminal:            opts.Terminal,
-		FileLocks:                opts.FileLocks,
-		EmptyNamespaces:          opts.EmptyNamespaces,
-		Cgroups:                  mode,
-	}, actions...)
 }

@@ -15,6 +15,7 @@ import (
 	"context"
 	"fmt"
 	"path/filepath"
+	"strings"
 	"sync"
 	"time"
 
@@ -287,12 +288,16 @@ func (s *Set) dispatch(e monitor.Exit) {
 // and of runtimes whose daemon died have nobody.
 func (s *Set) runEnded(e monitor.Exit) {
 	s.mu.Lock()
-	if ch := s.runs[e.Tag]; ch != nil && e.Serial > s.before { // one before may have had the same tag
+	ch := s.runs[e.Tag]
+	waited := ch != nil && e.Serial > s.before // one before may have had the same tag
+	if waited {
 		ch <- e // has room for one, and is used once
 		delete(s.runs, e.Tag)
 	}
 	s.mu.Unlock()
-	s.ack(e.Serial)
+	if !waited || !strings.HasSuffix(e.Tag, checkpointTag) {
+		s.ack(e.Serial)
+	}
 }
 
 // expect announces a runtime that is about to be spawned under a tag, so that

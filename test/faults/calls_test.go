@@ -51,6 +51,8 @@ var (
 	callTaskPause       = call{name: "task pause", do: (*run).taskPause, kept: true}
 	callTaskResume      = call{name: "task resume", do: (*run).taskResume, again: (*run).taskResumeAgain, kept: true}
 	callTaskUpdate      = call{name: "task update", do: (*run).taskUpdate, kept: true}
+	callCheckpoint      = call{name: "task checkpoint", do: (*run).checkpoint, again: (*run).checkpointAgain, kept: true}
+	callCheckpointFails = call{name: "task checkpoint, in vain", do: (*run).checkpointInVain, kept: true}
 	callTaskDelete      = call{name: "task delete", do: (*run).taskDelete, again: (*run).taskDeleteAgain, kept: true}
 	callExecAdd         = call{name: "exec", do: (*run).execAdd, again: (*run).execAddAgain, kept: true}
 	callExecRun         = call{name: "exec start", do: (*run).execRun, again: (*run).execRunAgain, kept: true}
@@ -149,7 +151,7 @@ func (r *run) taskCreate(ctx context.Context) error {
 	}
 	err := r.task(func(c taskapi.TTRPCTaskService, id, _ string) error {
 		_, err := c.Create(r.in(ctx), &taskapi.CreateTaskRequest{
-			ID: id, Bundle: r.path("bundle"), Rootfs: r.mounts(), Stdout: r.stdout(), Terminal: r.tty,
+			ID: id, Bundle: r.path("bundle"), Rootfs: r.mounts(), Stdout: r.stdout(), Terminal: r.tty, Options: r.runtime,
 		})
 		return err
 	})
@@ -265,6 +267,63 @@ func (r *run) taskUpdate(ctx context.Context) error {
 		return err
 	}
 	return r.containerLimitIs("pids.max", "66")
+}
+
+func (r *run) checkpointOnly(ctx context.Context) error {
+	return r.task(func(c taskapi.TTRPCTaskService, id, _ string) error {
+		_, err := c.Checkpoint(r.in(ctx), &taskapi.CheckpointTaskRequest{ID: id, Path: r.path("image")})
+		return err
+	})
+}
+
+// checkpoint asks for an image in a directory that is not there.
+func (r *run) checkpoint(ctx context.Context) error {
+	if err := r.checkpointOnly(ctx); err != nil {
+		return err
+	}
+	if whole, err := r.image(); !whole || err != nil {
+		return errors.Join(errors.New("there is no image"), err)
+	}
+	return r.events.await(ctx, r.id, "checkpointed")
+}
+
+// checkpointAgain is content with an image that is there, and with nothing less.
+func (r *run) checkpointAgain(ctx context.Context) error {
+	whole, err := r.image()
+	if err != nil {
+		return err
+	}
+	if whole {
+		return r.events.await(ctx, r.id, "checkpointed")
+	}
+	return r.checkpoint(ctx)
+}
+
+// image tells whether there is one; half of one is an error.
+func (r *run) image() (whole bool, err error) {
+	files, err := os.ReadDir(r.path("image"))
+	if errors.Is(err, os.ErrNotExist) {
+		return false, nil
+	}
+	if err == nil && len(files) != imageFiles {
+		err = fmt.Errorf("half an image: %q", files)
+	}
+	return true, err
+}
+
+// checkpointInVain asks for an image, which cannot be made, in a directory that is there.
+func (r *run) checkpointInVain(ctx context.Context) error {
+	if err := os.MkdirAll(r.path("image"), 0o700); err != nil {
+		return err
+	}
+	if err := r.checkpointOnly(ctx); err == nil || !strings.Contains(err.Error(), noImage) {
+		return fmt.Errorf("a checkpoint that cannot be made: %w", err)
+	}
+	files, err := os.ReadDir(r.path("image"))
+	if err == nil && len(files) > 0 {
+		err = fmt.Errorf("left of a checkpoint: %q", files)
+	}
+	return err
 }
 
 func (r *run) taskDelete(ctx context.Context) error {

@@ -105,6 +105,8 @@ func describe(e *types.Envelope) (container, word string) {
 		return ev.ContainerID, word
 	case *events.TaskResumed:
 		return ev.ContainerID, word
+	case *events.TaskCheckpointed:
+		return ev.ContainerID, word
 	case *events.TaskExecAdded:
 		return ev.ExecID, word
 	case *events.TaskExecStarted:

@@ -49,6 +49,8 @@ var lives = []life{
 	{"container with a terminal", terminal, []call{callTaskCreate, callTaskStart, term, callTaskDelete}, []int{0, 1, 2, 3}},
 	{"container that is paused", paused, []call{callTaskCreate, callTaskStart, callTaskPause, callTaskResume, term, callTaskDelete}, []int{2, 3}},
 	{"container that is updated", member, []call{callTaskCreate, callTaskStart, callTaskUpdate, term, callTaskDelete}, []int{2}},
+	{"container that is checkpointed", checkpointed, []call{callTaskCreate, callTaskStart, callCheckpoint, term, callTaskDelete}, []int{2}},
+	{"container that cannot be checkpointed", uncheckpointed, []call{callTaskCreate, callTaskStart, callCheckpointFails, term, callTaskDelete}, []int{2}},
 	{"container that cannot be", impossible, []call{callCreateInVain}, []int{0}},
 	{"container never started", unstarted, []call{callTaskCreate, callTaskDelete}, []int{1}},
 	{"container alone", alone, []call{callEndpoint, callCreateAlone, callTaskStart, term, callTaskDelete, callRelease, callShimDelete}, []int{0, 1, 2, 3, 4, 5}},
@@ -65,6 +67,8 @@ var lives = []life{
 	{"restart in task pause", paused, []call{callTaskCreate, callTaskStart, crash(callTaskPause, "task:turned"), callRestart, again(callTaskPause), callTaskResume, term, callTaskDelete}, []int{3}},
 	{"restart in task pause, half way", paused, []call{callTaskCreate, callTaskStart, crash(callTaskPause, "cgroup:freeze"), callRestart, callTaskPause, callTaskResume, term, callTaskDelete}, []int{3}},
 	{"restart in task resume", paused, []call{callTaskCreate, callTaskStart, callTaskPause, crash(callTaskResume, "task:turned"), callRestart, again(callTaskResume), term, callTaskDelete}, []int{4}},
+	{"restart in task checkpoint", checkpointed, []call{callTaskCreate, callTaskStart, crash(callCheckpoint, "runtime:checkpointed"), callRestart, again(callCheckpoint), term, callTaskDelete}, []int{3}},
+	{"restart in task checkpoint, in vain", uncheckpointed, []call{callTaskCreate, callTaskStart, crash(callCheckpointFails, "runtime:checkpointed"), callRestart, callCheckpointFails, term, callTaskDelete}, []int{3}},
 	{"restart in task delete", member, []call{callTaskCreate, callTaskStart, term, crash(callTaskDelete, "task:forget"), callRestart, again(callTaskDelete)}, []int{4}},
 	{"restart in exec start", extra, []call{callExecAdd, crash(callExecRun, "runtime:ended"), callRestart, again(callExecRun), callTaskDelete}, []int{2}},
 	{"restart in sandbox create", sandboxWith(full), []call{crash(callSandboxCreate, "cgroup:update"), callRestart, callSandboxCreate, callSandboxStart, callSandboxShutdown}, []int{1}},
@@ -95,6 +99,20 @@ func member(w *world) *run {
 func paused(w *world) *run {
 	r := member(w)
 	r.want = []string{"create", "start", "paused", "resumed", "exit 7", "delete 7"}
+	return r
+}
+
+// checkpointed is one whose OCI runtime needs no CRIU.
+func checkpointed(w *world) *run {
+	r := member(w)
+	r.runtime = w.withoutCRIU("whole")
+	r.want = []string{"create", "start", "checkpointed", "exit 7", "delete 7"}
+	return r
+}
+
+func uncheckpointed(w *world) *run {
+	r := member(w)
+	r.runtime = w.withoutCRIU("half")
 	return r
 }
 

@@ -35,6 +35,7 @@ type run struct {
 	address string // of the Task API
 	fifos   bool   // and not files
 	tty     bool
+	runtime *anypb.Any // options that name an OCI runtime; the daemon's if nil
 	out     *output
 	want    []string // events; the usual ones if nil
 	untold  bool     // any events will do
@@ -126,7 +127,7 @@ func (r *run) clear() error {
 	if r.out != nil {
 		err = r.out.close()
 	}
-	return errors.Join(err, os.RemoveAll(r.path("bundle")), ignoreMissing(os.Remove(r.path("out"))))
+	return errors.Join(err, os.RemoveAll(r.path("bundle")), os.RemoveAll(r.path("image")), ignoreMissing(os.Remove(r.path("out"))))
 }
 
 func ignoreMissing(err error) error {

@@ -14,12 +14,14 @@ import (
 
 	taskapi "github.com/containerd/containerd/api/runtime/task/v3"
 	sandboxapi "github.com/containerd/containerd/api/services/sandbox/v1"
+	"github.com/containerd/containerd/api/types/runc/options"
 	"github.com/containerd/containerd/v2/core/sandbox"
 	"github.com/containerd/containerd/v2/core/sandbox/proxy"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/errdefs/pkg/errgrpc"
 	"github.com/containerd/ttrpc"
 	"google.golang.org/grpc"
+	"google.golang.org/protobuf/types/known/anypb"
 
 	"caisson/test/daemon"
 )
@@ -58,7 +60,7 @@ func newWorld() (*world, error) {
 
 // fill starts the daemon and the sandbox beside.
 func (w *world) fill(ctx context.Context) (err error) {
-	if err := makeRootfs(w.rootfs); err != nil {
+	if err := errors.Join(makeRootfs(w.rootfs), makeRuntimes(w.Dir)); err != nil {
 		return err
 	}
 	if w.events, err = receive(w.EventSocket()); err != nil {
@@ -167,6 +169,44 @@ func (w *world) relieve() ([]string, error) {
 		return nil, nil
 	}
 	return strings.Fields(string(text)), errors.Join(err, os.Remove(filepath.Join(w.dir, "trace")))
+}
+
+// An OCI runtime that makes checkpoints without CRIU, which few kernels and
+// distributions have: of some files. The second one fails after the first of them.
+const (
+	runtimeScript = `#!/bin/sh
+last= verb= image=
+for arg; do
+	[ "$arg" != checkpoint ] || verb=$arg
+	[ "$last" != --image-path ] || image=$arg
+	last=$arg
+done
+[ -n "$verb" ] || exec runc "$@"
+mkdir -p "$image" && echo >"$image/pages-1.img"
+%s
+echo >"$image/inventory.img"
+`
+	imageFiles = 2
+	noImage    = "runc checkpoint: exit status 99"
+)
+
+func makeRuntimes(dir string) error {
+	var errs []error
+	for name, line := range map[string]string{"whole": "", "half": "exit 99"} {
+		path := filepath.Join(dir, "runtimes", name, "runc")
+		errs = append(errs, os.MkdirAll(filepath.Dir(path), 0o755), os.WriteFile(path, fmt.Appendf(nil, runtimeScript, line), 0o755))
+	}
+	return errors.Join(errs...)
+}
+
+// withoutCRIU are options that name one of the runtimes.
+func (w *world) withoutCRIU(name string) *anypb.Any {
+	any, err := anypb.New(&options.Options{BinaryName: filepath.Join(w.Dir, "runtimes", name, "runc")})
+	if err != nil {
+		panic(err) // never: it is a message
+	}
+	any.TypeUrl = "containerd.runc.v1.Options"
+	return any
 }
 
 // makeRootfs makes a root filesystem with a shell.
