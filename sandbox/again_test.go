@@ -4,9 +4,12 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -205,6 +208,59 @@ func TestHalfAPause(t *testing.T) {
 		st, err := r.tasks("sb").State(r.ctx(), "c", "")
 		if n := r.count("paused c") + r.count("resumed c"); err != nil || st.Paused != step.paused || n != step.told {
 			t.Errorf("%+v: paused %t, told %q, %v", step, st.Paused, r.events.all(), err)
+		}
+	}
+}
+
+// TestSignalForAllComesOnce: a signal for all processes of a container, which a daemon
+// was sending when it was killed, comes to none of them twice, and only one can miss it.
+func TestSignalForAllComesOnce(t *testing.T) {
+	r := newRig(t)
+	r.run("sb", &api.Options{})
+	process := func(name string) string {
+		return "trap 'echo " + name + " >>/tmp/usr1' USR1; trap 'echo " + name + " >>/tmp/usr2' USR2; echo ready; while :; do busybox sleep 0.01; done"
+	}
+	names := []string{"a", "b", "c", "init"}
+	script := ""
+	for _, name := range names[:3] {
+		script += "(" + process(name) + ") & "
+	}
+	out := r.container("sb", "c", script+process("init"))
+	r.eventually("all are ready", func() bool { return strings.Count(r.output(out), "ready") == len(names) })
+	got := func(signal string) []string {
+		text, _ := os.ReadFile(filepath.Join(r.dir, "bundles/c/rootfs/tmp", signal)) // none before the first
+		return strings.Fields(string(text))
+	}
+	told := errors.New("the daemon ends")
+	for ends := 1; ends < 6; ends++ { // at which note
+		for _, signal := range []string{"usr1", "usr2"} {
+			if err := os.WriteFile(filepath.Join(r.dir, "bundles/c/rootfs/tmp", signal), nil, 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+		id, left, last := fmt.Sprint("usr1-", ends), ends, []byte(nil)
+		dying := request.With(r.ctx(), request.New(id, false, nil, func(text []byte) error {
+			last = text
+			if left--; left < 0 {
+				return told
+			}
+			return nil
+		}))
+		if err := r.tasks("sb").Kill(dying, "c", "", uint32(unix.SIGUSR1), true); err != nil && !errors.Is(err, told) {
+			t.Fatal(err)
+		}
+		if err := r.tasks("sb").Kill(r.asked(id, true, &last), "c", "", uint32(unix.SIGUSR1), true); err != nil {
+			t.Fatal(err)
+		}
+		// The second signal is not handled before the first.
+		if err := r.tasks("sb").Kill(r.ctx(), "c", "", uint32(unix.SIGUSR2), true); err != nil {
+			t.Fatal(err)
+		}
+		r.eventually("all got the second signal", func() bool { return len(got("usr2")) == len(names) })
+		usr1 := got("usr1")
+		slices.Sort(usr1)
+		if n := len(usr1); n < len(names)-1 || n != len(slices.Compact(slices.Clone(usr1))) {
+			t.Errorf("killed at note %d: the signal came to %q", ends, usr1)
 		}
 	}
 }

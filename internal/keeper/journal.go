@@ -160,7 +160,9 @@ func (j *journal) taken(s *slot) error {
 	return j.writeHead(s)
 }
 
-// setNote is called by handlers, at most one per request, before it is answered.
+// setNote is called by handlers, at most one per request at a time, before it is
+// answered. A note is replaced in place: one of another length only if nobody minds
+// that a kill leaves a part of the one and a part of the other.
 func (j *journal) setNote(s *slot, note []byte) error {
 	if len(note) > request.MaxNote {
 		return fmt.Errorf("note of %d bytes, limit %d: %w", len(note), request.MaxNote, errdefs.ErrInvalidArgument)

@@ -30,7 +30,8 @@ func New(id string, again bool, noted []byte, note func([]byte) error) Request {
 const MaxNote = 192
 
 // Note keeps a few bytes for the next daemon, in place of the last note, should
-// this one be killed before it has answered.
+// this one be killed before it has answered. Of two notes of the same length, a kill
+// leaves the one or the other.
 func (r Request) Note(text []byte) error {
 	if r.note == nil {
 		return nil

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/fnv"
+	"strings"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
@@ -108,19 +109,18 @@ func (s *Set) Kill(ctx context.Context, id, execID string, signal uint32, all bo
 	}
 	sig := unix.Signal(signal)
 	fault.Point("task:kill")
-	req := request.From(ctx)
-	wasSent := req.Again && len(req.Noted) > 0 // or about to be, by the earlier daemon
+	last, wasSent := lastKilled(ctx) // or about to be, by the earlier daemon
 	if wasSent && p.snapshot().State == Stopped {
 		return nil
 	}
 	if state := p.snapshot().State; state == Created || state == Running {
-		if err := req.Note([]byte("kill")); err != nil {
+		if err := noteKilled(ctx, last); err != nil {
 			return fmt.Errorf("%v: kill: %w", p, err)
 		}
 	}
 	if all && execID == "" {
 		running := p.snapshot().State == Running
-		if err := p.c.killAll(ctx, sig); err != nil {
+		if err := p.c.killAll(ctx, sig, last); err != nil {
 			return fmt.Errorf("%v: kill all: %w", p, err)
 		}
 		if running && sig == unix.SIGKILL {
@@ -170,9 +170,27 @@ func token(id string) uint64 {
 	return h.Sum64()
 }
 
-// killAll sends a signal to every process in the container's cgroup; the init
-// gets it from the caller unless it is SIGKILL.
-func (c *container) killAll(ctx context.Context, sig unix.Signal) error {
+// noteKilled notes which process is about to get the signal, as the last of those in
+// order; 0: none yet, or it is for one process only. All notes have the same length,
+// so that a daemon that is killed leaves this one or the one before.
+func noteKilled(ctx context.Context, pid int) error {
+	return request.From(ctx).Note(fmt.Appendf(nil, "kill %10d", pid))
+}
+
+// lastKilled is what an earlier daemon has noted of the same request.
+func lastKilled(ctx context.Context) (pid int, noted bool) {
+	req := request.From(ctx)
+	if !req.Again || !strings.HasPrefix(string(req.Noted), "kill") {
+		return 0, false
+	}
+	_, _ = fmt.Sscanf(string(req.Noted), "kill %d", &pid) // daemons of before noted no pid
+	return pid, true
+}
+
+// killAll sends a signal to every process in the container's cgroup after the last
+// that got it from an earlier daemon; the init gets it from the caller unless it is
+// SIGKILL.
+func (c *container) killAll(ctx context.Context, sig unix.Signal, last int) error {
 	group, err := c.cgroup()
 	if err != nil {
 		return nil // Nothing was started yet.
@@ -183,17 +201,19 @@ func (c *container) killAll(ctx context.Context, sig unix.Signal) error {
 		}
 		return nil
 	}
-	err = signalGroup(group, c.init.snapshot().Pid, sig)
+	err = signalGroup(ctx, group, c.init.snapshot().Pid, sig, last)
 	if errdefs.IsNotFound(err) {
 		return nil
 	}
 	return err
 }
 
-// signalGroup sends a signal to every process in a group but one. A pid is held by
+// signalGroup sends a signal to every process in a group but one, in the order of the
+// pids, beginning after last. Each is noted before it gets the signal, so that a daemon
+// which does it again does not send it twice; one can miss it. A pid is held by
 // a pidfd before the group is looked at once more: what is still listed then is
 // the process that was meant, and not one that got its number since.
-func signalGroup(group *cgroup.Group, except int, sig unix.Signal) error {
+func signalGroup(ctx context.Context, group *cgroup.Group, except int, sig unix.Signal, last int) error {
 	pids, err := group.Pids()
 	if err != nil {
 		return err
@@ -217,9 +237,14 @@ func signalGroup(group *cgroup.Group, except int, sig unix.Signal) error {
 	var errs []error
 	for _, pid := range pids { // they are sorted
 		fd, ok := held[pid]
-		if !ok {
+		if !ok || pid <= last {
 			continue
 		}
+		if err := noteKilled(ctx, pid); err != nil {
+			errs = append(errs, err)
+			break
+		}
+		fault.Point("task:kill:process")
 		if err := unix.PidfdSendSignal(fd, sig, nil, 0); err != nil && err != unix.ESRCH {
 			errs = append(errs, fmt.Errorf("process %d: %w", pid, err))
 		}

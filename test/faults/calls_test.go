@@ -48,6 +48,7 @@ var (
 	callSandboxShutdown = call{name: "sandbox shutdown", do: (*run).sandboxShutdown, again: (*run).sandboxShutdownAgain}
 	callTaskCreate      = call{name: "task create", do: (*run).taskCreate, again: (*run).taskCreateAgain, kept: true}
 	callTaskStart       = call{name: "task start", do: (*run).taskStart, again: (*run).taskStartAgain, kept: true}
+	callTellAll         = call{name: "task signal, all", do: (*run).tellAll, kept: true}
 	callTaskPause       = call{name: "task pause", do: (*run).taskPause, kept: true}
 	callTaskResume      = call{name: "task resume", do: (*run).taskResume, again: (*run).taskResumeAgain, kept: true}
 	callTaskUpdate      = call{name: "task update", do: (*run).taskUpdate, kept: true}
@@ -216,6 +217,14 @@ func kill(name string, signal unix.Signal, all bool) call {
 		}
 		return err
 	}}
+}
+
+// tellAll sends a signal of which none of the container's processes ends.
+func (r *run) tellAll(ctx context.Context) error {
+	return r.task(func(c taskapi.TTRPCTaskService, id, _ string) error {
+		_, err := c.Kill(r.in(ctx), &taskapi.KillRequest{ID: id, Signal: uint32(unix.SIGUSR1), All: true})
+		return err
+	})
 }
 
 func (r *run) taskPause(ctx context.Context) error {

@@ -46,6 +46,7 @@ var lives = []life{
 	{"sandbox whose holder dies", lost, []call{callSandboxCreate, callSandboxStart, callTaskCreate, callTaskStart, callHolderDies, callSandboxShutdown}, []int{4}},
 	{"container", member, []call{callTaskCreate, callTaskStart, term, callTaskDelete}, []int{0, 1, 2, 3}},
 	{"container that is killed", killed, []call{callTaskCreate, callTaskStart, killAll, callTaskDelete}, []int{2}},
+	{"container that is told something", listening, []call{callTaskCreate, callTaskStart, callTellAll, term, callTaskDelete}, []int{2}},
 	{"container with a terminal", terminal, []call{callTaskCreate, callTaskStart, term, callTaskDelete}, []int{0, 1, 2, 3}},
 	{"container that is paused", paused, []call{callTaskCreate, callTaskStart, callTaskPause, callTaskResume, term, callTaskDelete}, []int{2, 3}},
 	{"container that is updated", member, []call{callTaskCreate, callTaskStart, callTaskUpdate, term, callTaskDelete}, []int{2}},
@@ -93,6 +94,13 @@ func sandboxWith(o *options.Options) func(*world) *run {
 // member is a container in the sandbox beside.
 func member(w *world) *run {
 	return &run{world: w, address: w.beside.address, fifos: true, script: untilTerm, printed: begin + "end\n", status: 7}
+}
+
+// listening has two processes that get signals.
+func listening(w *world) *run {
+	r := member(w)
+	r.script = `trap : USR1; trap 'echo end; exit 7' TERM; (trap : USR1; echo begin; while :; do sleep 1000 & wait; done) & while :; do wait; done`
+	return r
 }
 
 // paused is one that rests for a while.
