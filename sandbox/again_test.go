@@ -459,6 +459,39 @@ func TestAbandonedByCRI(t *testing.T) {
 	}
 }
 
+// TestAbandonedIsRemovedInTheEnd: what cannot be removed now is tried again, although
+// it is stopped by then.
+func TestAbandonedIsRemovedInTheEnd(t *testing.T) {
+	r := newRig(t)
+	if err := r.ctl.Create(r.ctx(), core.Sandbox{ID: "sb"}, r.criOptions(t)); err != nil {
+		t.Fatal(err)
+	}
+	b, err := r.ctl.findAny(r.ctx(), "sb")
+	if err != nil {
+		t.Fatal(err)
+	}
+	busy := r.path("sb", "busy")
+	if err := errors.Join(os.Mkdir(busy, 0o700), unix.Mount("tmpfs", busy, "tmpfs", 0, "")); err != nil {
+		t.Fatal(err)
+	}
+	attempts := make(chan error)
+	go b.insist("remove in a test", func(ctx context.Context) error {
+		err := b.removeUnclaimed(ctx)
+		attempts <- err
+		return err
+	})
+	err = <-attempts
+	if !errors.Is(err, unix.EBUSY) || !slices.Contains(r.ids(), "sb") {
+		t.Errorf("something is in the way: %v", err)
+	}
+	if err := unix.Unmount(busy, 0); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-attempts; err != nil || slices.Contains(r.ids(), "sb") {
+		t.Errorf("nothing is in the way: %v, %q", err, r.ids())
+	}
+}
+
 // TestUnbornContainer: a daemon that was killed before it wrote down the first word
 // of a container leaves nothing that is in the way of the next one.
 func TestUnbornContainer(t *testing.T) {

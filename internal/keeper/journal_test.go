@@ -4,11 +4,15 @@ import (
 	"bytes"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"io"
 	"math"
 	"net"
 	"os"
+	"path/filepath"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/google/go-cmp/cmp"
@@ -98,6 +102,59 @@ func TestJournalIsBounded(t *testing.T) {
 	if err := j.setNote(s, make([]byte, 1000)); !errdefs.IsInvalidArgument(err) {
 		t.Errorf("a long note: %v", err)
 	}
+}
+
+// TestNoMemory: a request waits for the memory that it needs, and not for ever.
+func TestNoMemory(t *testing.T) {
+	dir := t.TempDir()
+	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=64k"); err != nil {
+		t.Skipf("needs root: %v", err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(dir, 0); err != nil {
+			t.Error(err)
+		}
+	})
+	fill := func() (free func()) {
+		path := filepath.Join(dir, "filler")
+		if err := os.WriteFile(path, make([]byte, 1<<20), 0o600); !errors.Is(err, unix.ENOSPC) {
+			t.Fatalf("it cannot be filled: %v", err)
+		}
+		return func() {
+			if err := os.Remove(path); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+	record := func(name string) chan error {
+		f, err := os.Create(filepath.Join(dir, name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		j, frame, done := newJournal(f), call(1, "M", nil), make(chan error, 1)
+		go func() {
+			err := j.record(j.open(1, uint32(len(frame))), frame)
+			if s, lerr := newJournal(f).load(); err == nil && (lerr != nil || len(s) != 1 || !bytes.Equal(s[0].frame, frame)) {
+				err = fmt.Errorf("recorded %+v, %w", s, lerr)
+			}
+			done <- errors.Join(err, f.Close())
+		}()
+		return done
+	}
+	synctest.Test(t, func(t *testing.T) {
+		free := fill()
+		done := record("patient")
+		synctest.Wait() // until it waits
+		free()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+		defer fill()()
+		begin := time.Now()
+		if err := <-record("in vain"); !errors.Is(err, unix.ENOSPC) || time.Since(begin) < memoryPatience {
+			t.Errorf("after %v: %v", time.Since(begin), err)
+		}
+	})
 }
 
 // TestHostileJournal: no content makes load take more than its bounds, or panic.
