@@ -66,6 +66,25 @@ func (p *program) kill() {
 	_ = p.running.Wait()         // always "signal: killed"
 }
 
+// stop ends the program with SIGTERM, as an init system does; one that does not end in
+// time is killed, and that is an error.
+func (p *program) stop(limit time.Duration) error {
+	_ = p.running.Process.Signal(syscall.SIGTERM) // it has ended already
+	ended := make(chan struct{})
+	go func() {
+		_ = p.running.Wait() // its exit code says nothing here
+		close(ended)
+	}()
+	select {
+	case <-ended:
+		return nil
+	case <-time.After(limit):
+		_ = p.running.Process.Kill() // it ends just now
+		<-ended
+		return fmt.Errorf("%s did not stop within %v", p.path, limit)
+	}
+}
+
 func (p *program) showLog(t *testing.T) {
 	log, err := os.ReadFile(p.log())
 	if err != nil {

@@ -1,10 +1,13 @@
 package kubernetes
 
 import (
+	"bytes"
+	"context"
 	"fmt"
 	"os"
 	"path/filepath"
 	"regexp"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -104,6 +107,7 @@ func newNode(t *testing.T) *host {
 	}
 	d := &daemon.Daemon{Token: filepath.Base(dir), Dir: dir, State: "/run/caisson", Address: "/run/containerd/containerd.sock"}
 	t.Cleanup(func() {
+		awaitNoProcess(t)
 		for _, root := range cgroupRoots(t) {
 			if err := unix.Rmdir(filepath.Join(root, d.Token)); err != nil {
 				t.Errorf("cgroup: %v", err)
@@ -176,7 +180,8 @@ func (h *host) binary(t *testing.T, name string) string {
 	return path
 }
 
-// serve runs a server until the test ends.
+// serve runs a server until the test ends. Told to stop, caissond ends its keeper if
+// no sandbox needs that any more; killed, it leaves it to the next one.
 func (h *host) serve(t *testing.T, path string) *program {
 	t.Helper()
 	p := start(t, h.Dir, path, h.env)
@@ -184,9 +189,47 @@ func (h *host) serve(t *testing.T, path string) *program {
 		if t.Failed() {
 			p.showLog(t)
 		}
-		p.kill()
+		if err := p.stop(time.Minute); err != nil {
+			t.Error(err)
+		}
 	})
 	return p
+}
+
+// awaitNoProcess waits until nothing runs in the mount namespace but the test, and ends
+// what goes on all the same.
+func awaitNoProcess(t *testing.T) {
+	var found []int
+	err := daemon.Poll(context.Background(), 10*time.Second, func() (err error) {
+		var lines []string
+		found, lines, err = beside(os.Getpid())
+		if err == nil && len(found) > 0 {
+			err = fmt.Errorf("the node's servers have ended, and these run on: %q", lines)
+		}
+		return err
+	})
+	if err != nil {
+		t.Error(err)
+	}
+	for _, pid := range found {
+		_ = unix.Kill(pid, unix.SIGKILL) // it ends just now
+	}
+}
+
+// beside are the other processes, and their command lines, that see the same mounts.
+func beside(pid int) (pids []int, lines []string, err error) {
+	dirs, err := filepath.Glob("/proc/[0-9]*")
+	for _, dir := range dirs {
+		other, err := strconv.Atoi(filepath.Base(dir))
+		if err != nil || other == pid {
+			continue
+		}
+		line, _ := os.ReadFile(dir + "/cmdline") // a zombie has none, nor what has ended
+		if ours, _ := sameFile("/proc/self/ns/mnt", dir+"/ns/mnt"); ours && len(line) > 0 {
+			pids, lines = append(pids, other), append(lines, string(bytes.ReplaceAll(line, []byte{0}, []byte{' '})))
+		}
+	}
+	return pids, lines, err
 }
 
 func (h *host) awaitCRI(t *testing.T) {
