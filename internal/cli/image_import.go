@@ -202,7 +202,18 @@ func importArchive(ctx context.Context, store content.Store, r io.Reader, plan i
 	if err := json.Unmarshal(blob, &idx); err != nil {
 		return nil, fmt.Errorf("index: %w: %w", err, errdefs.ErrInvalidArgument)
 	}
-	return namedImages(idx, plan.name)
+	all, err := namedImages(idx, plan.name)
+	if err != nil {
+		return nil, err
+	}
+	for _, image := range all {
+		// The manifests of other platforms were not looked at: one that is not there must
+		// not get a name.
+		if _, err := store.Info(ctx, image.Target.Digest); err != nil {
+			return nil, fmt.Errorf("manifest of %q: %w", image.Name, err)
+		}
+	}
+	return all, nil
 }
 
 // namedImages are the images of an index: under their own names, or the one

@@ -26,7 +26,7 @@ const (
 // bounds limit what an archive may make us read and store; it comes from anywhere.
 type bounds struct {
 	entries int
-	total   int64 // bytes after decompression
+	total   int64 // bytes after decompression, and of files with their holes
 }
 
 var defaultBounds = bounds{entries: 4 << 20, total: 256 << 30}
@@ -71,7 +71,7 @@ func survey(ctx context.Context, r io.Reader, limit bounds) (surveyed, error) {
 	// What follows the end marker belongs to the layer too, and counts.
 	for _, rest := range []io.Reader{plain, raw} {
 		if _, err := io.Copy(io.Discard, rest); err != nil {
-			return s, fmt.Errorf("read: %w", err)
+			return s, notWhole(err)
 		}
 	}
 	s.file, s.size, s.content = raw.digester.Digest(), raw.n, plain.digester.Digest()
@@ -80,23 +80,27 @@ func survey(ctx context.Context, r io.Reader, limit bounds) (surveyed, error) {
 
 func surveyTar(r io.Reader, limit bounds) (archiveKind, error) {
 	var layout, manifest bool
-	entries := 0
+	entries, files := 0, int64(0)
 	for tr := tar.NewReader(r); ; entries++ {
 		header, err := tr.Next()
 		if errors.Is(err, io.EOF) {
 			break
 		}
-		if errors.Is(err, errdefs.ErrResourceExhausted) || errors.Is(err, context.Canceled) {
-			return "", err
-		}
 		if err != nil {
-			return "", fmt.Errorf("not a whole tar: %w: %w", err, errdefs.ErrInvalidArgument)
+			return "", notWhole(err)
 		}
 		if entries >= limit.entries {
 			return "", fmt.Errorf("more than %d entries: %w", limit.entries, errdefs.ErrResourceExhausted)
 		}
 		if err := checkEntry(header); err != nil {
 			return "", err
+		}
+		// Holes take no room in the tar, and do in the store.
+		if header.Size > limit.total-files {
+			return "", fmt.Errorf("files of more than %d bytes: %w", limit.total, errdefs.ErrResourceExhausted)
+		}
+		if header.Typeflag == tar.TypeReg || header.Typeflag == tar.TypeGNUSparse {
+			files += header.Size
 		}
 		name := path.Clean(header.Name)
 		if err := checkBlob(name, header, tr); err != nil {
@@ -118,6 +122,15 @@ func surveyTar(r io.Reader, limit bounds) (archiveKind, error) {
 		return dockerArchive, nil
 	}
 	return rootfsTar, nil
+}
+
+// notWhole is an error of reading an archive: the archive's fault, unless it is too
+// large or the caller has given up.
+func notWhole(err error) error {
+	if errors.Is(err, errdefs.ErrResourceExhausted) || errors.Is(err, context.Canceled) {
+		return err
+	}
+	return fmt.Errorf("not a whole tar: %w: %w", err, errdefs.ErrInvalidArgument)
 }
 
 func checkEntry(h *tar.Header) error {
@@ -156,7 +169,7 @@ func checkBlob(name string, h *tar.Header, r io.Reader) error {
 	}
 	verifier := want.Verifier()
 	if _, err := io.Copy(verifier, r); err != nil {
-		return fmt.Errorf("%s: %w", name, err)
+		return fmt.Errorf("%s: %w", name, notWhole(err))
 	}
 	if !verifier.Verified() {
 		return fmt.Errorf("%s: its content has another digest: %w", name, errdefs.ErrFailedPrecondition)
