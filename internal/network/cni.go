@@ -142,28 +142,51 @@ const cniCache = "/var/lib/cni/results"
 // tmpfs, but addresses are still allocated on disk.
 func (m *Manager) cached(name string) (*plugins, error) {
 	files, err := filepath.Glob(filepath.Join(cniCache, "*-"+containerID(name)+"-*"))
-	if err != nil || len(files) == 0 {
+	if err != nil {
 		return nil, err
 	}
-	b, err := os.ReadFile(files[0])
-	if err != nil {
-		return nil, classify(err)
+	for _, file := range files {
+		b, err := os.ReadFile(file)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // another sandbox's, taken down meanwhile
+		}
+		if err != nil {
+			return nil, classify(err)
+		}
+		record, err := cachedRecord(b)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", file, err)
+		}
+		// The pattern for "a" fits the files of "a-b", too.
+		if record.ContainerID == containerID(name) {
+			return m.plugins(record)
+		}
 	}
+	return nil, nil
+}
+
+// cachedRecord is what the CNI library's file says that plugins were given.
+// DataLoss: it does not say for which container, or cannot be read.
+func cachedRecord(data []byte) (cniRecord, error) {
 	var cache struct {
-		Config []byte      `json:"config"`
-		Args   [][2]string `json:"cniArgs"`
-		Caps   struct {
+		ContainerID string      `json:"containerId"`
+		Config      []byte      `json:"config"`
+		Args        [][2]string `json:"cniArgs"`
+		Caps        struct {
 			Ports []PortMapping `json:"portMappings"`
 		} `json:"capabilityArgs"`
 	}
-	if err := json.Unmarshal(b, &cache); err != nil {
-		return nil, fmt.Errorf("%s: %w: %w", files[0], err, errdefs.ErrDataLoss)
+	if err := json.Unmarshal(data, &cache); err != nil {
+		return cniRecord{}, fmt.Errorf("%w: %w", err, errdefs.ErrDataLoss)
 	}
-	record := cniRecord{ContainerID: containerID(name), Config: cache.Config, Args: make(map[string]string), Ports: cache.Caps.Ports}
+	if cache.ContainerID == "" {
+		return cniRecord{}, fmt.Errorf("no container is named: %w", errdefs.ErrDataLoss)
+	}
+	record := cniRecord{ContainerID: cache.ContainerID, Config: cache.Config, Args: make(map[string]string), Ports: cache.Caps.Ports}
 	for _, arg := range cache.Args {
 		record.Args[arg[0]] = arg[1]
 	}
-	return m.plugins(record)
+	return record, nil
 }
 
 // containerID is what plugins know a sandbox by.
