@@ -11,7 +11,6 @@ import (
 	core "github.com/containerd/containerd/v2/core/sandbox"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
-	"github.com/containerd/typeurl/v2"
 	"google.golang.org/protobuf/proto"
 
 	"caisson/internal/cgroup"
@@ -230,10 +229,10 @@ func (c *Controller) cgroupOf(k key, s settings) (path string, own bool, err err
 // name none.
 func runtimeOf(sb core.Sandbox) (string, error) {
 	any := sb.Runtime.Options
-	if any == nil || !typeurl.Is(any, &options.Options{}) {
+	var o options.Options
+	if any == nil || typeName(any) != string(o.ProtoReflect().Descriptor().FullName()) {
 		return "", nil
 	}
-	var o options.Options
 	if err := proto.Unmarshal(any.GetValue(), &o); err != nil {
 		return "", fmt.Errorf("sandbox %q: runtime options: %w: %w", sb.ID, err, errdefs.ErrInvalidArgument)
 	}

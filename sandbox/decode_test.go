@@ -4,8 +4,10 @@ import (
 	"encoding/json"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
+	"github.com/containerd/containerd/api/types/runc/options"
 	core "github.com/containerd/containerd/v2/core/sandbox"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/typeurl/v2"
@@ -51,6 +53,39 @@ func FuzzParseSettings(f *testing.F) {
 			return
 		}
 		expectKept(t, s)
+	})
+}
+
+// FuzzRuntimeOf: the options of a sandbox's runtime are refused, or name an OCI runtime
+// that is there, whether or not a host is put before their type.
+func FuzzRuntimeOf(f *testing.F) {
+	for _, o := range []*options.Options{{}, {BinaryName: "/bin/sh"}, {BinaryName: "no-such-runtime"}, {Root: "/r", BinaryName: "."}} {
+		b, err := proto.Marshal(o)
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add("", b)
+		f.Add("type.googleapis.com/", b)
+	}
+	f.Add("x", []byte{0xff})
+	f.Add("", []byte{0xff})
+	f.Fuzz(func(t *testing.T, host string, value []byte) {
+		sb := core.Sandbox{ID: "sb"}
+		sb.Runtime.Options = &anypb.Any{TypeUrl: host + "containerd.runc.v1.Options", Value: value}
+		got, err := runtimeOf(sb)
+		var o options.Options
+		switch damaged := proto.Unmarshal(value, &o) != nil; {
+		case host != "" && !strings.HasSuffix(host, "/"): // another type
+			if got != "" || err != nil {
+				t.Errorf("%q, %v", got, err)
+			}
+		case damaged:
+			if !errdefs.IsInvalidArgument(err) {
+				t.Errorf("%q, class of %v", got, err)
+			}
+		case err != nil && !errdefs.IsNotFound(err), err == nil && got != o.BinaryName:
+			t.Errorf("%q, want %q, class of %v", got, o.BinaryName, err)
+		}
 	})
 }
 

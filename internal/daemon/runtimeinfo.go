@@ -42,9 +42,9 @@ const maxFeatures = 1 << 20
 // one that does not know the request ignores it silently and gives the
 // container files of the wrong owner.
 func (r *runtimes) info(ctx context.Context, name string, opts *anypb.Any) (*types.RuntimeInfo, error) {
-	if opts != nil && typeurl.Is(opts, &options.Options{}) {
-		var o options.Options
-		if err := typeurl.UnmarshalTo(opts, &o); err != nil {
+	var o options.Options
+	if opts.MessageIs(&o) {
+		if err := opts.UnmarshalTo(&o); err != nil {
 			return nil, fmt.Errorf("runtime options: %v: %w", err, errdefs.ErrInvalidArgument)
 		}
 		if o.GetBinaryName() != "" {

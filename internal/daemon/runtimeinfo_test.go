@@ -71,12 +71,15 @@ func TestRuntimeInfoOfOptions(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	info, err := new(runtimes).info(context.Background(), "no-such-runtime", opts)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if !strings.Contains(string(info.GetFeatures().GetValue()), "mine") || info.GetOptions() == nil {
-		t.Errorf("info %v", info)
+	for _, host := range []string{"", "type.googleapis.com/"} { // as typeurl and anypb write them
+		opts := &anypb.Any{TypeUrl: host + opts.TypeUrl, Value: opts.Value}
+		info, err := new(runtimes).info(context.Background(), "no-such-runtime", opts)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !strings.Contains(string(info.GetFeatures().GetValue()), "mine") || info.GetOptions() == nil {
+			t.Errorf("info %v", info)
+		}
 	}
 }
 

@@ -109,17 +109,14 @@ func (p *process) checkpoint(ctx context.Context, path string, opts *options.Che
 	if err != nil {
 		return err
 	}
-	ck := checkpoint{Path: path, Image: cmp.Or(opts.ImagePath, path, c.CheckpointPath), Exit: opts.Exit, At: time.Now(), Request: request.From(ctx).ID}
-	if ck.Image == "" {
-		return fmt.Errorf("no directory to write it to: %w", errdefs.ErrInvalidArgument)
+	image, work, err := c.checkpointDirs(path, opts)
+	if err != nil {
+		return err
 	}
-	if !filepath.IsAbs(ck.Image) {
-		ck.Image = filepath.Join(c.Bundle, ck.Image) // where the runtime runs
-	}
+	ck := checkpoint{Path: path, Image: image, Exit: opts.Exit, At: time.Now(), Request: request.From(ctx).ID}
 	if err := ck.look(); err != nil {
 		return err
 	}
-	work := cmp.Or(opts.WorkPath, c.workPath())
 	if err := os.MkdirAll(work, 0o700); err != nil {
 		return err
 	}
@@ -148,6 +145,17 @@ func (p *process) checkpoint(ctx context.Context, path string, opts *options.Che
 		log.G(ctx).WithError(serr).Error("note a checkpoint")
 	}
 	return err
+}
+
+// checkpointDirs are where the image is written to, and where CRIU works. InvalidArgument:
+// there is no directory, or one that is relative.
+func (r containerRecord) checkpointDirs(path string, opts *options.CheckpointOptions) (image, work string, err error) {
+	image, work = cmp.Or(opts.ImagePath, path, r.CheckpointPath), cmp.Or(opts.WorkPath, r.workPath())
+	if image == "" {
+		return "", "", fmt.Errorf("no directory to write it to: %w", errdefs.ErrInvalidArgument)
+	}
+	// CRIU takes the parent's path relative to the checkpoint's.
+	return image, work, errors.Join(validPath("image path", image), validPath("work path", work))
 }
 
 // look finds out what there is to be left alone.

@@ -242,7 +242,24 @@ func runcOptions(id string, any typeurl.Any) (*options.Options, error) {
 	if !ok {
 		return nil, fmt.Errorf("task %q: options of type %q, want containerd.runc.v1.Options: %w", id, any.GetTypeUrl(), errdefs.ErrInvalidArgument)
 	}
+	err = errors.Join(
+		validPath("root", opts.GetRoot()),
+		validPath("CRIU image path", opts.GetCriuImagePath()),
+		validPath("CRIU work path", opts.GetCriuWorkPath()),
+	)
+	if err != nil {
+		return nil, fmt.Errorf("task %q: options: %w", id, err)
+	}
 	return opts, nil
+}
+
+// validPath refuses relative paths, which mean one directory to the daemon and
+// another to the OCI runtime that the monitor starts. None is fine.
+func validPath(what, path string) error {
+	if path != "" && (!filepath.IsAbs(path) || strings.ContainsRune(path, 0)) {
+		return fmt.Errorf("%s %q is not an absolute path: %w", what, path, errdefs.ErrInvalidArgument)
+	}
+	return nil
 }
 
 func (s *Set) runtime(opts *options.Options) (oci.Runtime, error) {

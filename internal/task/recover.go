@@ -180,16 +180,17 @@ func (s *Set) killStrays(ctx context.Context, host isolation.Host, known survey,
 func (s *Set) loadGrave(ctx context.Context, name string) error {
 	c := newContainer(s, containerRecord{})
 	dir := s.dir(name)
-	var rec record
 	err := statefile.Read(filepath.Join(dir, "container.json"), &c.containerRecord)
 	if err == nil {
 		c.init = newProcess(c, "", stdio.Config{}, Stopped)
-		err = statefile.Read(filepath.Join(dir, "init.json"), &rec)
+		err = c.init.read(filepath.Join(dir, "init.json"))
 	}
-	if err == nil && rec.State == Stopped && gravePrefix+c.ID == name {
-		c.init.rec = rec
+	if err != nil && !errdefs.IsNotFound(err) && !errdefs.IsDataLoss(err) {
+		return fmt.Errorf("task %q: %w", name, err) // for want of something: there is an end to tell
+	}
+	if err == nil && c.init.rec.State == Stopped && gravePrefix+c.ID == name {
 		c.keepDeleted()
-		return c.mourn(ctx, rec.exit())
+		return c.mourn(ctx, c.init.rec.exit())
 	}
 	// Its end was told already, or nobody ever knew of it.
 	if err := os.RemoveAll(dir); err != nil {
@@ -252,14 +253,22 @@ func (c *container) removeUnfinished() error {
 
 func loadProcess(c *container, execID string) (*process, error) {
 	p := newProcess(c, execID, stdio.Config{}, Adding)
-	err := statefile.Read(p.path, &p.rec)
+	err := p.read(p.path)
 	if errdefs.IsNotFound(err) && execID == "" {
 		return p, nil // The daemon died between the two records of a creation.
 	}
-	if _, known := allowed[p.rec.State]; err == nil && (!known || p.rec.Pid < 0) {
-		err = fmt.Errorf("%v: record of pid %d in state %q: %w", p, p.rec.Pid, p.rec.State, errdefs.ErrDataLoss)
-	}
 	return p, err
+}
+
+// read takes over a record that the last daemon wrote.
+func (p *process) read(path string) error {
+	if err := statefile.Read(path, &p.rec); err != nil {
+		return err
+	}
+	if _, known := allowed[p.rec.State]; !known || p.rec.Pid < 0 {
+		return fmt.Errorf("%v: record of pid %d in state %q: %w", p, p.rec.Pid, p.rec.State, errdefs.ErrDataLoss)
+	}
+	return nil
 }
 
 // settle brings a loaded container and the monitor's view of it together.

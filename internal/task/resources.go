@@ -79,12 +79,9 @@ func (s *Set) Stats(_ context.Context, id string) (typeurl.Any, error) {
 // Update changes the limits of a running container. It may be repeated.
 // InvalidArgument: the resources are not OCI's.
 func (s *Set) Update(ctx context.Context, id string, resources typeurl.Any) error {
-	var limits specs.LinuxResources
-	if resources == nil {
-		return fmt.Errorf("task %q: update: no resources: %w", id, errdefs.ErrInvalidArgument)
-	}
-	if err := json.Unmarshal(resources.GetValue(), &limits); err != nil {
-		return fmt.Errorf("task %q: update: resources: %w: %w", id, err, errdefs.ErrInvalidArgument)
+	limits, err := limitsOf(resources)
+	if err != nil {
+		return fmt.Errorf("task %q: update: %w", id, err)
 	}
 	p, err := s.acquire(ctx, id, "")
 	if err != nil {
@@ -95,8 +92,19 @@ func (s *Set) Update(ctx context.Context, id string, resources typeurl.Any) erro
 	if state := p.snapshot().State; state != Running && state != Created {
 		return fmt.Errorf("task %q: update: it is %s: %w", id, state, errdefs.ErrFailedPrecondition)
 	}
-	if err := c.Runtime.Update(ctx, id, c.file("update.log"), &limits); err != nil {
+	if err := c.Runtime.Update(ctx, id, c.file("update.log"), limits); err != nil {
 		return fmt.Errorf("task %q: %w", id, err)
 	}
 	return nil
+}
+
+func limitsOf(resources typeurl.Any) (*specs.LinuxResources, error) {
+	if resources == nil {
+		return nil, fmt.Errorf("no resources: %w", errdefs.ErrInvalidArgument)
+	}
+	var limits specs.LinuxResources
+	if err := json.Unmarshal(resources.GetValue(), &limits); err != nil {
+		return nil, fmt.Errorf("resources: %w: %w", err, errdefs.ErrInvalidArgument)
+	}
+	return &limits, nil
 }
