@@ -84,7 +84,7 @@ func serve(t *testing.T, ctl sandbox.Controller, store sandbox.Store) server {
 }
 
 // shortDir is a directory whose sockets stay below the limit.
-func shortDir(t *testing.T) string {
+func shortDir(t testing.TB) string {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "c")
 	if err != nil {

@@ -30,7 +30,7 @@ import (
 )
 
 // build compiles the shim binary; the sanitizers' build where there is one.
-func build(t *testing.T, target string) string {
+func build(t testing.TB, target string) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "containerd-shim-caisson-v2")
 	args := []string{"-s", "-C", "../../cmd/containerd-shim-caisson-v2", "OUT=" + path}
