@@ -70,7 +70,7 @@ func TestChaos(t *testing.T) {
 		}
 	})
 	t.Cleanup(func() { close(finished) })
-	h := harness.New(t, daemon.Options{Engine: *engine, Space: space})
+	h := harness.New(t, daemon.Options{Engine: *engine, Space: space, Config: "\n[pool]\nsize = 2\n"})
 	h.StartDaemon()
 	c := &chaos{t: t, h: h, cri: h.CRI(), seed: *seed}
 	c.book.trace = c.traceFile()
