@@ -29,9 +29,11 @@ func benchMemory(t *testing.T, r *recorder) {
 			continue // The OCI runtime does not stay.
 		}
 		s.removePods(t, s.addPods(t, 4)) // what the first ones cost
+		time.Sleep(settle)
 		base, up := s.pss(t), []string(nil)
 		for _, n := range counts {
 			up = append(up, s.addPods(t, n-len(up))...)
+			time.Sleep(settle)
 			r.add("memory of all that is not the workload (PSS)", fmt.Sprintf("per pod, %d pods", n), "KiB", s.name, (s.pss(t)-base)/float64(n))
 			for range 3 {
 				r.took("restart of the daemon", fmt.Sprintf("with %d pods", n), s.name, s.restart(t))
@@ -48,6 +50,10 @@ func benchMemory(t *testing.T, r *recorder) {
 		s.removePods(t, up)
 	}
 }
+
+// settle is how long all sides are left alone before their memory is measured: what
+// they need while pods come is not what pods cost.
+const settle = 15 * time.Second
 
 func (s side) addPods(t *testing.T, n int) []string {
 	ids := make([]string, n)
