@@ -62,7 +62,7 @@ var (
 	callRelease         = call{name: "task shutdown", do: (*run).release, again: (*run).releaseAgain}
 	callShimDelete      = call{name: "shim delete", do: (*run).shimDelete}
 	callCreateInVain    = call{name: "task create, in vain", do: (*run).createInVain, again: (*run).createInVainAgain}
-	callHolderDies      = call{name: "holder's death", do: (*run).holderDies, again: (*run).holderDiesAgain, unasked: true}
+	callHolderDies      = call{name: "holder's death", do: (*run).holderDies, unasked: true}
 	callRestart         = call{name: "daemon start", do: (*run).restart, restart: true}
 	callSandboxGone     = call{name: "sandbox gone", do: (*run).sandboxGone}
 	callTaskGone        = call{name: "task gone", do: (*run).taskGone}
@@ -537,18 +537,18 @@ func (r *run) forget(ctx context.Context) error {
 }
 
 // holderDies ends a sandbox behind the daemon's back.
+// holderDies may be repeated: a daemon that was killed over something else, such as the
+// acknowledgement of an earlier exit, has not told of the holder yet.
 func (r *run) holderDies(ctx context.Context) error {
 	st, err := r.controller().Status(r.in(ctx), r.id, false)
 	if err != nil {
 		return err
 	}
-	if err := unix.Kill(int(st.Pid), unix.SIGKILL); err != nil {
-		return err
+	if st.State == "SANDBOX_READY" {
+		if err := unix.Kill(int(st.Pid), unix.SIGKILL); err != nil && !errors.Is(err, unix.ESRCH) {
+			return err
+		}
 	}
-	return r.holderDiesAgain(ctx)
-}
-
-func (r *run) holderDiesAgain(ctx context.Context) error {
 	if exit, err := r.controller().Wait(r.in(ctx), r.id); err != nil || exit.ExitStatus != 137 {
 		return fmt.Errorf("wait: status %d: %w", exit.ExitStatus, err)
 	}
