@@ -62,6 +62,8 @@ type Options struct {
 	EngineConfig string
 	// SystemdCgroup lets systemd make the cgroups of containers.
 	SystemdCgroup bool
+	// LogLevel is that of the servers, debug if empty.
+	LogLevel string
 	// Args are added to the command line.
 	Args []string
 	// Env is added to the environment.
@@ -203,7 +205,7 @@ func (d *Daemon) Launch() error {
 	if err != nil {
 		return err
 	}
-	args := []string{"--config", d.ConfigFile, "--log-level", "debug"}
+	args := []string{"--config", d.ConfigFile, "--log-level", d.logLevel()}
 	if d.opts.Engine != EngineEmbedded {
 		args = append(args, "--engine", "none", "--containerd-address", d.Address)
 	} else {
@@ -214,6 +216,8 @@ func (d *Daemon) Launch() error {
 	cmd.Env = slices.Concat(d.environ(), d.opts.Env)
 	return d.caissond.launch(cmd)
 }
+
+func (d *Daemon) logLevel() string { return cmp.Or(d.opts.LogLevel, "debug") }
 
 // Use lets the next Launch or Start run another program, as an upgrade does.
 func (d *Daemon) Use(program string) { d.opts.Program = program }

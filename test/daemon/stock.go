@@ -92,7 +92,7 @@ func (d *Daemon) LaunchContainerd() error {
 	if err != nil {
 		return err
 	}
-	args := append(slices.Clone(d.opts.Under), path, "--config", d.ContainerdConfig(), "--log-level", "debug")
+	args := append(slices.Clone(d.opts.Under), path, "--config", d.ContainerdConfig(), "--log-level", d.logLevel())
 	cmd := exec.Command(args[0], args[1:]...)
 	cmd.Dir = d.Dir
 	cmd.Env = slices.Concat(d.environ(), d.shimEnv(), d.opts.Env)
