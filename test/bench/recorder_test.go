@@ -55,6 +55,7 @@ func (r *recorder) results() (*runResults, error) {
 		return nil, err
 	}
 	run := results.Run{
+		Rounds:  *rounds,
 		Date:    time.Now().UTC().Format(time.DateOnly),
 		Machine: fmt.Sprintf("%d processors (%s), Linux %s", runtime.NumCPU(), processor(), unix.ByteSliceToString(uts.Release[:])),
 		Versions: map[string]string{

@@ -43,11 +43,13 @@ func report(in, out string) error {
 	text.WriteString(head(run))
 	for _, group := range run.Groups() {
 		fmt.Fprintf(&text, "\n## %s\n\n", strings.ToUpper(group[:1])+group[1:])
-		name := fileName(group) + ".svg"
-		if err := bars(run, group, filepath.Join(plots, name)); err != nil {
-			return err
+		for _, unit := range run.Units(group) {
+			name := fileName(group+" "+unit) + ".svg"
+			if err := bars(run, group, unit, filepath.Join(plots, name)); err != nil {
+				return fmt.Errorf("plot of %s: %w", group, err)
+			}
+			fmt.Fprintf(&text, "![%s, %s](benchmarks/%s)\n\n", group, unit, name)
 		}
-		fmt.Fprintf(&text, "![%s](benchmarks/%s)\n\n", group, name)
 		table(&text, run, group)
 	}
 	return os.WriteFile(filepath.Join(out, "benchmarks.md"), []byte(text.String()), 0o644)
@@ -61,7 +63,7 @@ func head(run results.Run) string {
 		"parentheses its ratio to containerd with containerd-shim-runc-v2 and runc where that\n" +
 		"was measured; [results.json](benchmarks/results.json) has the 90th and 99th\n" +
 		"percentiles and the number of samples too.\n\n")
-	fmt.Fprintf(&text, "%s, %s.\n\n", run.Machine, run.Date)
+	fmt.Fprintf(&text, "%s, %s; for the latencies of calls, %d pods of each side.\n\n", run.Machine, run.Date, run.Rounds)
 	for _, name := range []string{"caisson", "containerd", "runc", "crun", "go"} {
 		fmt.Fprintf(&text, "- %s: %s\n", name, run.Versions[name])
 	}
@@ -77,6 +79,8 @@ func fileName(group string) string {
 			return r - 'A' + 'a'
 		case r == ' ':
 			return '-'
+		case r == 'µ':
+			return 'u'
 		}
 		return -1
 	}, group)

@@ -5,6 +5,7 @@ package results
 
 import (
 	"fmt"
+	"math"
 	"slices"
 	"strings"
 )
@@ -36,9 +37,10 @@ func (s Samples) Sum() Stat {
 	}
 }
 
-// Run is all of a run.
+// Run is all of a run. Rounds is how many pods each side ran for the latencies of calls.
 type Run struct {
 	Date, Machine string
+	Rounds        int
 	Versions      map[string]string
 	Stats         []Stat
 }
@@ -54,6 +56,11 @@ func (r Run) Measures(group string) []string {
 // Sides are those of a group.
 func (r Run) Sides(group string) []string {
 	return names(r.of(group), func(s Stat) string { return s.Side })
+}
+
+// Units are those that a group's values have.
+func (r Run) Units(group string) []string {
+	return names(r.of(group), func(s Stat) string { return s.Unit })
 }
 
 func (r Run) of(group string) (stats []Stat) {
@@ -94,12 +101,12 @@ func (r Run) Ratio(s Stat) (float64, bool) {
 
 // Number is a value with three digits that count.
 func Number(v float64) string {
-	switch {
-	case v >= 100:
+	switch size := math.Abs(v); {
+	case size >= 100:
 		return fmt.Sprintf("%.0f", v)
-	case v >= 10:
+	case size >= 10:
 		return fmt.Sprintf("%.1f", v)
-	case v >= 1:
+	case size >= 1:
 		return fmt.Sprintf("%.2f", v)
 	}
 	return fmt.Sprintf("%.3f", v)
