@@ -9,5 +9,6 @@
 //
 // `make bench` runs it: BENCH are flags of the test, such as -rounds or -parts. All
 // sides run in a mount namespace without the cgroup v2 hierarchy of a hybrid host,
-// which crun refuses.
+// which crun refuses; Debian's crun refuses containerd's specifications, too, so that
+// containerd gets it with a program in front that changes their version (crun/).
 package bench

@@ -33,8 +33,8 @@ type part struct {
 var allParts = []part{
 	{"calls", benchCalls},
 	{"parallel", benchParallel},
-	{"api", benchAPI},
 	{"memory", benchMemory},
+	{"api", benchAPI},
 	{"store", benchStore},
 }
 
@@ -49,18 +49,33 @@ func chosen(list, name string) bool {
 	return list == "" || slices.Contains(strings.Split(list, ","), name)
 }
 
+// checkNames ends the test if a list of chosen names has one that does not exist.
+func checkNames(t *testing.T, list string, names []string) {
+	t.Helper()
+	for name := range strings.SplitSeq(list, ",") {
+		if list != "" && !slices.Contains(names, name) {
+			t.Fatalf("%q is none of %q", name, names)
+		}
+	}
+}
+
 func TestMain(m *testing.M) {
 	apart.Main(m, func(context.Context) (func(context.Context, bool) error, error) { return nil, hideUnified() })
 }
 
 // hideUnified takes the v2 hierarchy of a hybrid host out of the way, for all sides:
-// crun does not start on such a host.
+// crun does not start on such a host. Runtimes that write there all the same write into
+// a file system that goes with the run.
 func hideUnified() error {
-	err := unix.Unmount("/sys/fs/cgroup/unified", unix.MNT_DETACH)
+	const dir = "/sys/fs/cgroup/unified"
+	err := unix.Unmount(dir, unix.MNT_DETACH)
 	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOENT) {
 		return nil // The host is not hybrid.
 	}
-	return err
+	if err != nil {
+		return err
+	}
+	return unix.Mount("unified", dir, "tmpfs", 0, "mode=0755")
 }
 
 // TestBench runs the parts and writes what they have measured.
@@ -71,6 +86,8 @@ func TestBench(t *testing.T) {
 	if os.Getuid() != 0 {
 		t.Skip("needs root")
 	}
+	checkNames(t, *parts, partNames())
+	checkNames(t, *only, sideNames())
 	r := &recorder{}
 	for _, p := range allParts {
 		if !chosen(*parts, p.name) {

@@ -8,26 +8,14 @@ import (
 	"time"
 
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
-
-	"caisson/test/harness"
 )
 
 // benchMemory runs more and more pods of one container each, and measures at each
 // number what all processes that are not the containers' have grown by, how long a
 // restart of the daemon takes, and how long one more pod.
 func benchMemory(t *testing.T, r *recorder) {
-	var counts []int
-	for text := range strings.SplitSeq(*pods, ",") {
-		n, err := strconv.Atoi(text)
-		if err != nil {
-			t.Fatalf("-pods: %v", err)
-		}
-		counts = append(counts, n)
-	}
-	for _, s := range startSides(t) {
-		if strings.HasSuffix(s.name, "+crun") {
-			continue // The OCI runtime does not stay.
-		}
+	counts := numbers(t, *pods)
+	for _, s := range startSides(t, "runc") { // it does not stay, so one will do
 		s.removePods(t, s.addPods(t, 4)) // what the first ones cost
 		time.Sleep(settle)
 		base, up := s.pss(t), []string(nil)
@@ -54,6 +42,19 @@ func benchMemory(t *testing.T, r *recorder) {
 // settle is how long all sides are left alone before their memory is measured: what
 // they need while pods come is not what pods cost.
 const settle = 15 * time.Second
+
+// numbers are those of a flag.
+func numbers(t *testing.T, list string) (all []int) {
+	t.Helper()
+	for text := range strings.SplitSeq(list, ",") {
+		n, err := strconv.Atoi(text)
+		if err != nil {
+			t.Fatalf("numbers of pods: %v", err)
+		}
+		all = append(all, n)
+	}
+	return all
+}
 
 func (s side) addPods(t *testing.T, n int) []string {
 	ids := make([]string, n)
@@ -83,7 +84,7 @@ func (s side) removePods(t *testing.T, ids []string) {
 func (s side) restart(t *testing.T) (begin time.Time) {
 	t.Helper()
 	kill, start := s.Kill, s.Start
-	if s.cri.Handler != harness.Handler {
+	if !s.ours() {
 		kill, start = s.KillContainerd, s.StartContainerd
 	}
 	if err := kill(); err != nil {

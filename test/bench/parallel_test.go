@@ -12,7 +12,7 @@ import (
 // benchParallel brings pods up, some at a time, and counts how many are up a second.
 func benchParallel(t *testing.T, r *recorder) {
 	const turns = 3
-	sides := startSides(t)
+	sides := startSides(t, runtimes...)
 	for range turns {
 		for _, atOnce := range []int{1, 4, 16} {
 			for _, s := range sides {

@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -23,6 +24,12 @@ type side struct {
 	cri *harness.CRI
 }
 
+// ours tells whether the side's pods are Caisson's.
+func (s side) ours() bool { return s.cri.Handler == harness.Handler }
+
+// logLevel is what people run servers with.
+const logLevel = "info"
+
 var runtimes = []string{"runc", "crun"}
 
 func sideNames() (names []string) {
@@ -32,29 +39,34 @@ func sideNames() (names []string) {
 	return names
 }
 
-// startSides starts the servers of the chosen sides. They run until the test ends.
-func startSides(t *testing.T) (sides []side) {
+// startSides starts the servers of the chosen sides with those OCI runtimes. They run
+// until the test ends.
+func startSides(t *testing.T, runtimes ...string) (sides []side) {
 	t.Helper()
 	for _, rt := range runtimes {
 		peer, ours, both := "containerd+"+rt, "caisson+"+rt, "caisson in containerd+"+rt
 		if chosen(*only, peer) || chosen(*only, both) {
-			h := harness.Start(t, daemon.Options{Engine: daemon.EngineStock, Runtime: rt, EngineConfig: pauseConfig})
+			config, handler := pauseConfig, "runc"
+			if rt == "crun" {
+				config, handler = config+claimConfig(t), claimHandler
+			}
+			h := harness.Start(t, daemon.Options{Engine: daemon.EngineStock, Runtime: rt, EngineConfig: config, LogLevel: logLevel})
 			h.CRI() // gives it the image
 			h.ImportArchive(harness.CRINamespace, pauseImage(t))
 			if chosen(*only, peer) {
-				sides = append(sides, side{peer, h, h.ConnectCRI("runc")})
+				sides = append(sides, side{peer, h, h.ConnectCRI(handler)})
 			}
 			if chosen(*only, both) {
 				sides = append(sides, side{both, h, h.ConnectCRI(harness.Handler)})
 			}
 		}
 		if chosen(*only, ours) {
-			h := harness.Start(t, daemon.Options{Engine: daemon.EngineEmbedded, Runtime: rt})
+			h := harness.Start(t, daemon.Options{Engine: daemon.EngineEmbedded, Runtime: rt, LogLevel: logLevel})
 			sides = append(sides, side{ours, h, h.CRI()})
 		}
 	}
 	if len(sides) == 0 {
-		t.Fatalf("no side is called %q", *only)
+		t.Skipf("no side with %v is called %q", runtimes, *only)
 	}
 	return sides
 }
@@ -66,17 +78,26 @@ const (
 	pauseSource = "#include <unistd.h>\nint main(void) { for (;;) pause(); }\n"
 )
 
+// claimHandler is containerd's own way with a crun that takes its specifications.
+const claimHandler = "crun"
+
+func claimConfig(t *testing.T) string {
+	t.Helper()
+	return fmt.Sprintf(`
+[plugins."io.containerd.cri.v1.runtime".containerd.runtimes.%[1]s]
+runtime_type = "io.containerd.runc.v2"
+[plugins."io.containerd.cri.v1.runtime".containerd.runtimes.%[1]s.options]
+BinaryName = %[2]q
+`, claimHandler, compile(t, "crun/crun.c"))
+}
+
 func pauseImage(t *testing.T) []byte {
 	t.Helper()
-	dir := t.TempDir()
-	source, program := filepath.Join(dir, "pause.c"), filepath.Join(dir, "pause")
+	source := filepath.Join(t.TempDir(), "pause.c")
 	if err := os.WriteFile(source, []byte(pauseSource), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if out, err := exec.Command("musl-gcc", "-static", "-Os", "-s", "-o", program, source).CombinedOutput(); err != nil {
-		t.Fatalf("build the pause program: %v: %s", err, out)
-	}
-	content, err := os.ReadFile(program)
+	content, err := os.ReadFile(compile(t, source))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -89,6 +110,17 @@ func pauseImage(t *testing.T) []byte {
 		t.Fatal(err)
 	}
 	return archive.Bytes()
+}
+
+// compile makes a small program of a file in C.
+func compile(t *testing.T, source string) (program string) {
+	t.Helper()
+	program = filepath.Join(t.TempDir(), strings.TrimSuffix(filepath.Base(source), ".c"))
+	out, err := exec.Command("musl-gcc", "-static", "-Os", "-s", "-Wall", "-Wextra", "-Werror", "-o", program, source).CombinedOutput()
+	if err != nil {
+		t.Fatalf("build %s: %v: %s", source, err, out)
+	}
+	return program
 }
 
 // waits is what a container runs that does nothing until it is told to end.
@@ -106,8 +138,17 @@ func (s side) runPod(t testing.TB, cfg *runtime.PodSandboxConfig) string {
 
 func (s side) createContainer(t testing.TB, pod string, cfg *runtime.PodSandboxConfig, script string) string {
 	t.Helper()
+	return s.create(t, pod, cfg, s.containerConfig(cfg, script))
+}
+
+func (s side) containerConfig(pod *runtime.PodSandboxConfig, script string) *runtime.ContainerConfig {
 	ctr := s.cri.ContainerConfig("c", script)
-	ctr.Linux.SecurityContext.NamespaceOptions.Network = cfg.Linux.SecurityContext.NamespaceOptions.Network
+	ctr.Linux.SecurityContext.NamespaceOptions.Network = pod.Linux.SecurityContext.NamespaceOptions.Network
+	return ctr
+}
+
+func (s side) create(t testing.TB, pod string, cfg *runtime.PodSandboxConfig, ctr *runtime.ContainerConfig) string {
+	t.Helper()
 	resp, err := s.cri.CreateContainer(s.Context(2*time.Minute), &runtime.CreateContainerRequest{PodSandboxId: pod, Config: ctr, SandboxConfig: cfg})
 	if err != nil {
 		t.Fatalf("%s: CreateContainer: %v", s.name, err)
@@ -151,11 +192,11 @@ func (s side) removePod(t testing.TB, id string) {
 	}
 }
 
-// execStdin gives a process one MiB of input and waits for its end.
+// execStdin gives a process input, which it counts, and waits for its end.
 func (s side) execStdin(t testing.TB, id string, input []byte) {
 	t.Helper()
 	resp, err := s.cri.Exec(s.Context(2*time.Minute), &runtime.ExecRequest{
-		ContainerId: id, Cmd: []string{"/bin/sh", "-c", "cat >/dev/null"}, Stdin: true, Stdout: true, Stderr: true,
+		ContainerId: id, Cmd: []string{"/bin/sh", "-c", fmt.Sprintf("[ $(wc -c) = %d ]", len(input))}, Stdin: true, Stdout: true, Stderr: true,
 	})
 	if err != nil {
 		t.Fatalf("%s: Exec: %v", s.name, err)
@@ -164,9 +205,7 @@ func (s side) execStdin(t testing.TB, id string, input []byte) {
 	if _, err := session.Stdin.Write(input); err != nil {
 		t.Fatalf("%s: stdin: %v", s.name, err)
 	}
-	if err := session.Stdin.Close(); err != nil {
-		t.Fatalf("%s: close stdin: %v", s.name, err)
-	}
+	_ = session.Stdin.Close() // the connection may end before it returns; the code says how it went
 	if code := session.Wait(); code != 0 {
 		t.Fatalf("%s: exit code %d", s.name, code)
 	}
