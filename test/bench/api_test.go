@@ -32,7 +32,7 @@ const apiGroup = "Sandbox API, host network"
 // benchAPI times the controller as a Go library and through its socket, and the
 // floor: a C program that makes the same kernel objects.
 func benchAPI(t *testing.T, r *recorder) {
-	h := harness.Start(t, daemon.Options{Engine: daemon.EngineEmbedded})
+	h := harness.Start(t, daemon.Options{Engine: daemon.EngineEmbedded, LogLevel: logLevel})
 	remote := proxy.NewSandboxController(sandboxapi.NewControllerClient(h.SandboxerConn()), harness.Sandboxer)
 	local := localController(t)
 	floor := buildFloor(t)
@@ -80,7 +80,7 @@ func oneSandbox(t *testing.T, r *recorder, side string, c core.Controller, id st
 }
 
 // localController is what a daemon is made of, without one.
-func localController(t *testing.T) core.Controller {
+func localController(t *testing.T) *sandbox.Controller {
 	t.Helper()
 	dir, err := os.MkdirTemp("/run", "b")
 	if err != nil {
@@ -100,8 +100,9 @@ func localController(t *testing.T) core.Controller {
 	fail(err)
 	program, err := monitor.Install(filepath.Join(dir, "libexec"))
 	fail(err)
+	cgroup := filepath.Base(dir) + "-bench"
 	ctl := sandbox.NewController(sandbox.Config{
-		Store: store, Dir: filepath.Join(dir, "s"), Cgroup: "/" + filepath.Base(dir) + "-bench",
+		Store: store, Dir: filepath.Join(dir, "s"), Cgroup: "/" + cgroup,
 		Isolations: []sandbox.NamedIsolation{{Name: namespace.Name, Isolation: namespace.New(program, nil)}},
 		Network:    networks, DefaultNetwork: network.Host, Events: journal,
 		Runtime: sandbox.RuntimeConfig{Name: "runc", Root: filepath.Join(dir, "runc")},
@@ -110,7 +111,7 @@ func localController(t *testing.T) core.Controller {
 	fail(err)
 	fail(ctl.Load(t.Context(), endpoints))
 	t.Cleanup(func() {
-		for _, err := range []error{ctl.Close(), journal.Close(context.Background()), store.Close(), os.RemoveAll(dir)} {
+		for _, err := range []error{ctl.Close(), journal.Close(context.Background()), store.Close(), os.RemoveAll(dir), removeGroup(cgroup)} {
 			if err != nil {
 				t.Error(err)
 			}
@@ -122,29 +123,13 @@ func localController(t *testing.T) core.Controller {
 // buildFloor returns what runs a round of the C program and tells its microseconds.
 func buildFloor(t *testing.T) func() float64 {
 	t.Helper()
-	program := filepath.Join(t.TempDir(), "floor")
-	out, err := exec.Command("musl-gcc", "-static", "-O2", "-Wall", "-Wextra", "-Werror", "-o", program, "floor/floor.c").CombinedOutput()
-	if err != nil {
-		t.Fatalf("build the floor: %v: %s", err, out)
-	}
+	program := compile(t, "floor/floor.c")
 	dir, err := os.MkdirTemp("/run", "floor")
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = os.Remove(dir) })
-	groups, err := filepath.Glob("/sys/fs/cgroup/*/cgroup.procs")
-	if err != nil {
-		t.Fatal(err)
-	}
-	args := []string{dir, "1"}
-	seen := map[string]bool{}
-	for _, file := range groups { // one of each hierarchy: several names can lead to one
-		real, err := filepath.EvalSymlinks(filepath.Dir(file))
-		if err == nil && !seen[real] {
-			seen[real] = true
-			args = append(args, real)
-		}
-	}
+	args := append([]string{dir, "1"}, hierarchies()...)
 	return func() float64 {
 		t.Helper()
 		out, err := exec.Command(program, args...).CombinedOutput()

@@ -35,6 +35,8 @@ var allParts = []part{
 	{"parallel", benchParallel},
 	{"memory", benchMemory},
 	{"api", benchAPI},
+	{"stats", benchStats},
+	{"floors", benchFloors},
 	{"store", benchStore},
 }
 
