@@ -118,7 +118,8 @@ chaos: deps
 	CGO_ENABLED=0 $(GO) test -count=1 -timeout 0 -v -run TestChaos ./test/chaos -args -chaos $(CHAOS_DURATION) -seed $(CHAOS_SEED) -logs $(abspath build/chaos) $(CHAOSFLAGS)
 
 # Caisson and its peers, side by side: wants a machine that does nothing else. BENCH
-# are flags, for example: BENCH='-rounds 10 -parts calls'. bench-report makes
+# are flags, for example: BENCH='-rounds 10 -parts calls,logs' or BENCH='-parts idle
+# -idle 100,1000'; test/bench/doc.go says which parts there are. bench-report makes
 # docs/benchmarks.md of the last run. RUNC is what all sides run, newer than Debian's.
 RUNC ?= v1.5.2
 bench: deps

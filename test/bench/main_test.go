@@ -20,6 +20,9 @@ var (
 	output = flag.String("o", "", "`file` for the results; without one TestBench is left out")
 	rounds = flag.Int("rounds", 40, "how many `pods` each side runs, one after the other, for the latencies of calls")
 	pods   = flag.String("pods", "1,50,200,1000", "at how many pods memory and restarts are measured")
+	logMiB = flag.Int("log", 256, "how many `MiB` the container writes whose log is measured")
+	idle   = flag.String("idle", "100", "at how many `pods` that do nothing their processor time is measured")
+	minute = flag.Duration("idle-time", time.Minute, "for how long that is measured, each time")
 	parts  = flag.String("parts", "", "the parts to run, all if empty: "+strings.Join(partNames(), ","))
 	only   = flag.String("sides", "", "the sides to run, all if empty: "+strings.Join(sideNames(), ","))
 )
@@ -34,6 +37,8 @@ var allParts = []part{
 	{"calls", benchCalls},
 	{"parallel", benchParallel},
 	{"memory", benchMemory},
+	{"idle", benchIdle},
+	{"logs", benchLogs},
 	{"api", benchAPI},
 	{"stats", benchStats},
 	{"floors", benchFloors},

@@ -39,7 +39,7 @@ func benchMemory(t *testing.T, r *recorder) {
 	}
 }
 
-// settle is how long all sides are left alone before their memory is measured: what
+// settle is how long all sides are left alone before what they need is measured: what
 // they need while pods come is not what pods cost.
 const settle = 15 * time.Second
 
