@@ -19,6 +19,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/containerd/typeurl/v2"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 
 	api "caisson/api/caisson/sandbox/v1"
 	"caisson/internal/stdio"
@@ -374,4 +375,40 @@ func TestCancelledCreateEndsTheRuntime(t *testing.T) {
 	}
 	r.container("sb", "c", "exit 1")
 	r.wait("sb", "c")
+}
+
+// TestAStreamDoesNotWaitForTheOther: the end of one is seen while nobody reads the other,
+// by a daemon that was there and by one that was not.
+func TestAStreamDoesNotWaitForTheOther(t *testing.T) {
+	for _, away := range []bool{false, true} {
+		r := newRig(t)
+		r.run("sb", &api.Options{})
+		cfg := stdio.Config{Stdout: filepath.Join(r.dir, "out"), Stderr: filepath.Join(r.dir, "err")}
+		for _, path := range []string{cfg.Stdout, cfg.Stderr} {
+			if err := unix.Mkfifo(path, 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		r.start("sb", task.CreateRequest{ID: "c", Bundle: r.bundle("c", "echo unread; echo read >&2; exit 5"), Stdio: cfg})
+		read := func(path, want string) {
+			t.Helper()
+			f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got := (&fifos{stdout: f}).readAll(t); got != want {
+				t.Errorf("%s: %q, want %q", filepath.Base(path), got, want)
+			}
+			f.Close()
+		}
+		if exit := r.wait("sb", "c"); exit.Status != 5 {
+			t.Errorf("exit %+v", exit)
+		}
+		if away {
+			r.close()
+			r.open()
+		}
+		read(cfg.Stderr, "read\n")
+		read(cfg.Stdout, "unread\n")
+	}
 }

@@ -172,16 +172,7 @@ func (p *process) unwatchStdin() {
 }
 
 // closeStdin lets the process see the end of its input once no client is left.
-func (p *process) closeStdin(ctx context.Context) error {
-	host, err := p.c.set.attached()
-	if err != nil {
-		return nil // Whoever kept it open is gone.
-	}
-	if err := host.Drop(ctx, p.kept(stdio.Stdin)); err != nil && !errdefs.IsUnavailable(err) {
-		return fmt.Errorf("%v: close stdin: %w", p, err)
-	}
-	return nil
-}
+func (p *process) closeStdin(ctx context.Context) error { return p.dropStream(ctx, stdio.Stdin) }
 
 // startLogger runs a binary:// logger beside the container: it outlives the
 // daemon, and ends when the container's output does.

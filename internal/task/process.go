@@ -89,7 +89,7 @@ type process struct {
 	rec    record
 	ahead  bool // rec is ahead of what is written down
 	term   *stdio.Terminal
-	unread *unread       // output that waits for its reader; nil if all is released
+	unread []*unread     // output that waits for its reader; nil if all is released
 	hangup *stdio.Hangup // of the client at stdin; nil if there is none to watch
 }
 
@@ -346,55 +346,88 @@ func (p *process) publishExit(ctx context.Context) error {
 // unread is output of an ended process that was not read yet.
 type unread struct {
 	*stdio.Unread
+	stream   string
 	released chan struct{} // closed when the monitor has dropped it
 }
 
 // releaseIO lets the readers of the process's output see its end, as soon as they
 // have everything: the reader may be a part of the last daemon, and not be back yet.
+// A stream does not wait for the other one. Who has given up one may wait for the end
+// of the other: containerd does, which cancels what it has not opened yet when it finds
+// a task that has ended.
 func (p *process) releaseIO(ctx context.Context) {
 	p.unwatchStdin()
-	watch, err := stdio.WatchUnread(p.snapshot().Stdio)
-	if err != nil {
-		log.G(ctx).WithError(err).Warn("look for unread output")
+	cfg := p.snapshot().Stdio
+	var waiting []*unread
+	for stream, only := range map[string]stdio.Config{
+		stdio.Stdout: {Stdout: cfg.Stdout, Terminal: cfg.Terminal},
+		stdio.Stderr: {Stderr: cfg.Stderr, Terminal: cfg.Terminal},
+	} {
+		watch, err := stdio.WatchUnread(only)
+		if err != nil {
+			log.G(ctx).WithError(err).Warn("look for unread output")
+		}
+		if watch != nil {
+			waiting = append(waiting, &unread{Unread: watch, stream: stream, released: make(chan struct{})})
+		}
 	}
-	if watch == nil {
-		p.endIO(ctx)
+	if len(waiting) == 0 {
+		if err := p.dropKept(ctx); err != nil {
+			log.G(ctx).WithError(err).Warn("release stdio")
+		}
 		return
 	}
-	u := &unread{Unread: watch, released: make(chan struct{})}
-	p.mu.Lock()
-	p.unread = u
-	p.mu.Unlock()
-	p.c.set.background(func() {
-		defer close(u.released)
-		select {
-		case <-u.Done():
-			p.endIO(p.c.set.context())
-		case <-p.c.set.closing: // the next daemon sees to it
+	for _, stream := range []string{stdio.Stdin, stdio.Stdout, stdio.Stderr} {
+		if !slices.ContainsFunc(waiting, func(u *unread) bool { return u.stream == stream }) {
+			p.endStream(ctx, stream)
 		}
-		_ = u.Close() // only read from
-	})
+	}
+	p.mu.Lock()
+	p.unread = waiting
+	p.mu.Unlock()
+	for _, u := range waiting {
+		p.c.set.background(func() {
+			defer close(u.released)
+			select {
+			case <-u.Done():
+				p.endStream(p.c.set.context(), u.stream)
+			case <-p.c.set.closing: // the next daemon sees to it
+			}
+			_ = u.Close() // only read from
+		})
+	}
 }
 
-func (p *process) endIO(ctx context.Context) {
-	if err := p.dropKept(ctx); err != nil {
+func (p *process) endStream(ctx context.Context, stream string) {
+	if err := p.dropStream(ctx, stream); err != nil {
 		log.G(ctx).WithError(err).Warn("release stdio")
 	}
+}
+
+// dropStream closes what the monitor keeps of one stream.
+func (p *process) dropStream(ctx context.Context, stream string) error {
+	host, err := p.c.set.attached()
+	if err != nil {
+		return nil // The monitor is gone, with what it kept.
+	}
+	if err := host.Drop(ctx, p.kept(stream)); err != nil && !errdefs.IsUnavailable(err) {
+		return fmt.Errorf("%v: close %s: %w", p, stream, err)
+	}
+	return nil
 }
 
 // giveUpIO releases what nobody has read, because the process is deleted.
 func (p *process) giveUpIO() {
 	p.mu.Lock()
-	u := p.unread
+	waiting := p.unread
 	p.unread = nil
 	p.mu.Unlock()
-	if u == nil {
-		return
-	}
-	_ = u.Close() // only read from
-	select {
-	case <-u.released:
-	case <-p.c.set.closing:
+	for _, u := range waiting {
+		_ = u.Close() // only read from
+		select {
+		case <-u.released:
+		case <-p.c.set.closing:
+		}
 	}
 }
 
