@@ -21,6 +21,7 @@ import (
 	"google.golang.org/protobuf/types/known/anypb"
 
 	options "caisson/api/caisson/sandbox/v1"
+	"caisson/test/daemon"
 )
 
 // call is one call of a life, with what it is for: it returns when its effects
@@ -519,9 +520,16 @@ func (r *run) createInVain(ctx context.Context) error {
 	return nil
 }
 
-// createInVainAgain forgets first what could not be taken back.
+// createInVainAgain forgets first what could not be taken back. A new daemon may still
+// be about the request that the last one left.
 func (r *run) createInVainAgain(ctx context.Context) error {
-	err := r.createInVain(ctx)
+	var err error
+	_ = daemon.Poll(ctx, 20*time.Second, func() error { // err has it
+		if err = r.createInVain(ctx); errdefs.IsAlreadyExists(err) && r.kills > 0 {
+			return err
+		}
+		return nil
+	})
 	if errdefs.IsAlreadyExists(err) && r.kills == 0 && r.is(ctx, err, tasktypes.Status_STOPPED) == nil {
 		err = errors.Join(r.forget(ctx), r.createInVain(ctx))
 	}
