@@ -464,3 +464,30 @@ func TestMonitorDiesWhileARuntimeStarts(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestExitOfADeadDaemonIsToldBeforeTheDeletion: it had written the end down, and told
+// nobody of it.
+func TestExitOfADeadDaemonIsToldBeforeTheDeletion(t *testing.T) {
+	r := newRig(t)
+	r.run("sb", &api.Options{})
+	r.container("sb", "c", "busybox sleep 1000")
+	st, err := r.tasks("sb").State(r.ctx(), "c", "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.close()
+	r.events = &recorder{}
+	if err := unix.Kill(st.Pid, unix.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	r.rewrite(r.path("sb", "t", "c", "init.json"), func(rec map[string]any) {
+		rec["State"], rec["ExitStatus"], rec["ExitedAt"] = "stopped", 137, time.Now()
+	})
+	r.open()
+	if _, err := r.tasks("sb").Delete(r.ctx(), "c", ""); err != nil {
+		t.Fatal(err)
+	}
+	if got := r.events.all(); !slices.Equal(got, []string{"exit c c 137", "delete c"}) {
+		t.Errorf("events %q", got)
+	}
+}

@@ -43,8 +43,8 @@ func (s *Set) Delete(ctx context.Context, id, execID string) (Exit, error) {
 			return st.Exit, nil
 		}
 	}
-	if err == nil && p.waits() {
-		err = p.endUnstarted(ctx) // lets op go, since the exit needs it
+	if err == nil && (p.waits() || p.untold()) {
+		err = p.awaitEnd(ctx) // lets op go, since the exit needs it
 		if err == nil {
 			p, err = s.acquire(ctx, id, execID)
 		}
@@ -95,10 +95,17 @@ func (p *process) waits() bool {
 	return rec.State == Created && rec.Serial != 0
 }
 
-// endUnstarted kills a process that waits to be started, and returns when its
-// exit was told. The caller holds op, and does not any more afterwards.
-func (p *process) endUnstarted(ctx context.Context) error {
-	err := p.signal(ctx, unix.SIGKILL)
+// untold tells whether the last daemon wrote down that the process has ended, and may not
+// have told it: the monitor still tells of the end, which is on its way.
+func (p *process) untold() bool { return p.snapshot().State == Stopped && !p.finished() }
+
+// awaitEnd returns when the exit of a process was told, which it kills if it waits to be
+// started. The caller holds op, and does not any more afterwards.
+func (p *process) awaitEnd(ctx context.Context) error {
+	var err error
+	if p.waits() {
+		err = p.signal(ctx, unix.SIGKILL)
+	}
 	p.unlock()
 	if err != nil && !errdefs.IsNotFound(err) {
 		return err

@@ -226,7 +226,7 @@ func (p *process) lost() {
 	p.op <- struct{}{}
 	defer p.unlock()
 	rec := p.snapshot()
-	if rec.Serial == 0 || rec.State == Stopped {
+	if rec.Serial == 0 || rec.State == Stopped && p.finished() {
 		return
 	}
 	p.settleEnd(monitor.Exit{
@@ -300,6 +300,16 @@ func (p *process) remember(to State, change func(*record)) {
 	defer p.mu.Unlock()
 	p.rec.State, p.ahead = to, true
 	change(&p.rec)
+}
+
+// finished tells whether the exit was told.
+func (p *process) finished() bool {
+	select {
+	case <-p.done:
+		return true
+	default:
+		return false
+	}
 }
 
 // finish wakes those who wait for the process. The caller holds op.

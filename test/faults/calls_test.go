@@ -395,17 +395,14 @@ func (r *run) execRunAgain(ctx context.Context) error {
 	if !errdefs.IsFailedPrecondition(err) {
 		return err
 	}
-	// It runs, it has ended, or an error has ended it: then there can be
-	// another one.
+	// It runs, it has ended, or an error has ended it, as the end of its client can be
+	// when the next daemon makes the call again: then there can be another one.
 	st, serr := r.state(ctx)
 	if serr != nil {
 		return serr
 	}
 	if st.Status != tasktypes.Status_STOPPED || st.Pid != 0 {
 		return r.await(ctx)
-	}
-	if r.kills > 0 {
-		return fmt.Errorf("it never ran, and cannot be started again: %w", err)
 	}
 	derr := r.forget(ctx)
 	if derr == nil {
