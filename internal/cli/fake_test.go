@@ -239,6 +239,13 @@ func (t fakeTasks) Get(_ context.Context, r *tasksapi.GetRequest) (*tasksapi.Get
 	return nil, errgrpc.ToGRPC(errdefs.ErrNotFound)
 }
 
+func (t fakeTasks) Wait(ctx context.Context, r *tasksapi.WaitRequest) (*tasksapi.WaitResponse, error) {
+	if _, err := t.Get(ctx, &tasksapi.GetRequest{ContainerID: r.GetContainerID()}); err != nil {
+		return nil, err
+	}
+	return &tasksapi.WaitResponse{ExitStatus: 4}, nil
+}
+
 type fakeIntrospection struct {
 	introspectionapi.UnimplementedIntrospectionServer
 }
