@@ -246,6 +246,26 @@ func (t fakeTasks) Wait(ctx context.Context, r *tasksapi.WaitRequest) (*tasksapi
 	return &tasksapi.WaitResponse{ExitStatus: 4}, nil
 }
 
+func (t fakeTasks) Pause(_ context.Context, r *tasksapi.PauseTaskRequest) (*emptypb.Empty, error) {
+	return &emptypb.Empty{}, t.set(r.GetContainerID(), task.Status_PAUSED)
+}
+
+func (t fakeTasks) Resume(_ context.Context, r *tasksapi.ResumeTaskRequest) (*emptypb.Empty, error) {
+	return &emptypb.Empty{}, t.set(r.GetContainerID(), task.Status_RUNNING)
+}
+
+func (t fakeTasks) set(id string, status task.Status) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, p := range t.processes {
+		if p.GetID() == id {
+			p.Status = status
+			return nil
+		}
+	}
+	return errgrpc.ToGRPC(errdefs.ErrNotFound)
+}
+
 type fakeIntrospection struct {
 	introspectionapi.UnimplementedIntrospectionServer
 }
