@@ -21,16 +21,22 @@ type output struct {
 }
 
 func (o *output) addFormat(cmd *cobra.Command, otherwise string) {
-	cmd.Flags().StringVar(&o.format, "format", otherwise, "how to show it: table or json")
+	cmd.Flags().StringVar(&o.format, "format", otherwise, formatHelp)
 }
+
+const formatHelp = "how to show it: table, json, or a Go template of the JSON's names, such as '{{.id}}'"
 
 func (o *output) addQuiet(cmd *cobra.Command, what string) {
 	cmd.Flags().BoolVarP(&o.quiet, "quiet", "q", false, "show only "+what)
 }
 
 func (o *output) check() error {
+	if isTemplate(o.format) {
+		_, err := parseTemplate(o.format)
+		return err
+	}
 	if o.format != "table" && o.format != "json" {
-		return advise(errdefs.ErrInvalidArgument, "unknown format %q: use table or json", o.format)
+		return advise(errdefs.ErrInvalidArgument, "unknown format %q: use table, json or a template such as '{{.id}}'", o.format)
 	}
 	return nil
 }
@@ -60,7 +66,8 @@ func lists[R row](a *app, o *output, header []string, rows func(ctx context.Cont
 	}
 }
 
-// list shows rows as a table with a header, as one JSON array, or as keys only.
+// list shows rows as a table with a header, as one JSON array, by a template, or as
+// keys only.
 func list[R row](w io.Writer, o output, header []string, rows []R) error {
 	switch {
 	case o.quiet && o.format == "json":
@@ -81,6 +88,8 @@ func list[R row](w io.Writer, o output, header []string, rows []R) error {
 			rows = []R{} // [] and not null
 		}
 		return writeJSON(w, rows)
+	case isTemplate(o.format):
+		return writeEach(w, o.format, rows)
 	}
 	table := make([][]string, 0, len(rows)+1)
 	table = append(table, header)
@@ -88,6 +97,19 @@ func list[R row](w io.Writer, o output, header []string, rows []R) error {
 		table = append(table, r.columns())
 	}
 	return writeTable(w, table)
+}
+
+func writeEach[R any](w io.Writer, format string, rows []R) error {
+	t, err := parseTemplate(format)
+	if err != nil {
+		return err
+	}
+	for _, r := range rows {
+		if err := writeTemplate(w, t, r); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func writeJSON(w io.Writer, v any) error {

@@ -124,41 +124,14 @@ type sandboxDetails struct {
 }
 
 func (a *app) sandboxInspectCommand() *cobra.Command {
-	var o output
-	cmd := &cobra.Command{
+	return inspects(a, &cobra.Command{
 		Use:     "inspect ID...",
 		Short:   "Show all that is known of sandboxes",
-		Example: "  caisson sandbox inspect pod1\n  caisson sandbox inspect pod1 | jq '.[0].info'",
+		Example: "  caisson sandbox inspect pod1\n  caisson sandbox inspect -f '{{.pid}} {{json .labels}}' pod1",
 		Args:    atLeast(1, "the ID of a sandbox"),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			if err := o.check(); err != nil {
-				return err
-			}
-			ctx, c, err := a.connect(cmd.Context())
-			if err != nil {
-				return err
-			}
-			defer c.Close()
-			all := make([]sandboxDetails, 0, len(args))
-			for _, id := range args {
-				d, err := c.sandboxDetails(ctx, id)
-				if err != nil {
-					return err
-				}
-				all = append(all, d)
-			}
-			if o.format == "json" {
-				return writeJSON(a.sys.Stdout, all)
-			}
-			var table [][]string
-			for _, d := range all {
-				table = append(table, d.lines()...)
-			}
-			return writeTable(a.sys.Stdout, table)
-		},
-	}
-	o.addFormat(cmd, "json")
-	return cmd
+	}, func(ctx context.Context, c *client, id string) (sandboxDetails, error) {
+		return c.sandboxDetails(ctx, id)
+	})
 }
 
 func (c *client) sandboxDetails(ctx context.Context, id string) (sandboxDetails, error) {
@@ -215,8 +188,13 @@ func (d sandboxDetails) lines() [][]string {
 		{"address", d.Address},
 		{"created", d.created},
 	}
-	for _, key := range slices.Sorted(maps.Keys(d.Labels)) {
-		lines = append(lines, []string{"label " + key, d.Labels[key]})
+	return append(lines, labelLines(d.Labels)...)
+}
+
+func labelLines(labels map[string]string) [][]string {
+	var lines [][]string
+	for _, key := range slices.Sorted(maps.Keys(labels)) {
+		lines = append(lines, []string{"label " + key, labels[key]})
 	}
 	return lines
 }
