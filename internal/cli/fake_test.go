@@ -239,6 +239,10 @@ func (t fakeTasks) Get(_ context.Context, r *tasksapi.GetRequest) (*tasksapi.Get
 	return nil, errgrpc.ToGRPC(errdefs.ErrNotFound)
 }
 
+func (fakeTasks) Metrics(context.Context, *tasksapi.MetricsRequest) (*tasksapi.MetricsResponse, error) {
+	return &tasksapi.MetricsResponse{}, nil
+}
+
 func (t fakeTasks) Wait(ctx context.Context, r *tasksapi.WaitRequest) (*tasksapi.WaitResponse, error) {
 	if _, err := t.Get(ctx, &tasksapi.GetRequest{ContainerID: r.GetContainerID()}); err != nil {
 		return nil, err

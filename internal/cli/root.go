@@ -78,7 +78,7 @@ func (a *app) command() *cobra.Command {
 	root.AddCommand(
 		a.runCommand(), a.execCommand(), a.psCommand(), a.logsCommand(),
 		a.stopCommand(), a.killCommand(), a.removeCommand(),
-		a.waitCommand(), a.pauseCommand(), a.unpauseCommand(), a.inspectCommand(),
+		a.waitCommand(), a.pauseCommand(), a.unpauseCommand(), a.inspectCommand(), a.statsCommand(),
 		a.sandboxCommand(), a.imageCommand(),
 		a.versionCommand(), a.infoCommand(),
 		a.configCommand(), a.doctorCommand(),

@@ -6,11 +6,8 @@ import (
 	"strconv"
 	"time"
 
-	cgroup1 "github.com/containerd/cgroups/v3/cgroup1/stats"
-	cgroup2 "github.com/containerd/cgroups/v3/cgroup2/stats"
 	"github.com/containerd/containerd/api/types"
 	"github.com/containerd/errdefs"
-	"github.com/containerd/typeurl/v2"
 	"github.com/docker/go-units"
 	"github.com/spf13/cobra"
 )
@@ -90,25 +87,9 @@ func (c *client) metricsRows(ctx context.Context, ids []string) ([]metricsRow, e
 }
 
 func newMetricsRow(id string, m *types.Metric) (metricsRow, error) {
-	row := metricsRow{ID: id, At: stamp(m.GetTimestamp().AsTime())}
-	if m.GetData() == nil {
-		return row, fmt.Errorf("sandbox %q: metrics: the daemon sent none: %w", id, errdefs.ErrUnavailable)
-	}
-	data, err := typeurl.UnmarshalAny(m.GetData())
+	u, err := usageOf(m)
 	if err != nil {
-		return row, fmt.Errorf("sandbox %q: metrics: %w", id, err)
+		return metricsRow{}, fmt.Errorf("sandbox %q: metrics: %w", id, err)
 	}
-	switch v := data.(type) {
-	case *cgroup1.Metrics:
-		row.CPU = v.GetCPU().GetUsage().GetTotal()
-		row.Memory, row.MemoryLimit = v.GetMemory().GetUsage().GetUsage(), v.GetMemory().GetUsage().GetLimit()
-		row.PIDs, row.PIDsLimit = v.GetPids().GetCurrent(), v.GetPids().GetLimit()
-	case *cgroup2.Metrics:
-		row.CPU = v.GetCPU().GetUsageUsec() * 1000
-		row.Memory, row.MemoryLimit = v.GetMemory().GetUsage(), v.GetMemory().GetUsageLimit()
-		row.PIDs, row.PIDsLimit = v.GetPids().GetCurrent(), v.GetPids().GetLimit()
-	default:
-		return row, fmt.Errorf("sandbox %q: metrics of unknown type %q: %w", id, m.GetData().GetTypeUrl(), errdefs.ErrNotImplemented)
-	}
-	return row, nil
+	return metricsRow{ID: id, At: stamp(m.GetTimestamp().AsTime()), CPU: u.cpu, Memory: u.memory, MemoryLimit: u.memoryLimit, PIDs: u.pids, PIDsLimit: u.pidsLimit}, nil
 }
