@@ -218,7 +218,7 @@ func removeTask(ctx context.Context, ctr containerd.Container, force bool) error
 	if force || st.Status == containerd.Created {
 		opts = append(opts, containerd.WithProcessKill)
 	}
-	if _, err := task.Delete(ctx, opts...); ignoreNotFound(err) != nil {
+	if err := deleteTask(ctx, ctr, opts...); err != nil {
 		return fmt.Errorf("container %q: delete task: %w", ctr.ID(), err)
 	}
 	return nil

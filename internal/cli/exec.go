@@ -67,7 +67,7 @@ func (a *app) exec(ctx context.Context, f processFlags, id string, command []str
 		_, err := fmt.Fprintln(a.sys.Stdout, execID)
 		return err
 	}
-	err = a.runProcess(ctx, sig, p, streams, f)
+	err = a.runProcess(ctx, sig, p, streams, f, p.Start)
 	if undone := deleteExec(ctx, p); undone != nil {
 		var ran exitStatus
 		if err != nil && !errors.As(err, &ran) {

@@ -91,9 +91,10 @@ func (s *signals) close() {
 	s.cancel()
 }
 
-// runProcess starts a process in the foreground and waits for its end and its
-// output. The error is an exitStatus if the process ran.
-func (a *app) runProcess(ctx context.Context, sig *signals, p containerd.Process, io *stdio, f processFlags) error {
+// runProcess starts a process in the foreground, or connects to one that runs if
+// there is no start, and waits for its end and its output. The error is an exitStatus
+// if the process ran, and errDetached if it goes on.
+func (a *app) runProcess(ctx context.Context, sig *signals, p containerd.Process, io *stdio, f processFlags, start func(context.Context) error) error {
 	// From here on the process decides when this ends, not the command's context.
 	ctx = context.WithoutCancel(ctx)
 	watchCtx, stop := context.WithCancel(ctx)
@@ -107,8 +108,10 @@ func (a *app) runProcess(ctx context.Context, sig *signals, p containerd.Process
 		return err
 	}
 	defer restore()
-	if err := p.Start(ctx); err != nil {
-		return newStartError(err)
+	if start != nil {
+		if err := start(ctx); err != nil {
+			return newStartError(err)
+		}
 	}
 	sig.forwardTo(ctx, p)
 	io.started()
@@ -117,20 +120,44 @@ func (a *app) runProcess(ctx context.Context, sig *signals, p containerd.Process
 	defer wg.Wait()
 	defer stop()
 	wg.Go(func() { io.closeStdinAtEOF(watchCtx, p) })
-	wg.Go(func() { io.killWhenUnread(watchCtx, p) })
-	if f.tty {
-		wg.Go(func() { a.followSize(watchCtx, p) })
+	var unread <-chan struct{}
+	if start != nil {
+		wg.Go(func() { io.killWhenUnread(watchCtx, p) })
+	} else {
+		unread = io.out.broken // the process was there before us, and stays
 	}
-	status, err := awaitExit(ctx, p, exited)
+	if f.tty {
+		wg.Go(func() { a.followSize(watchCtx, p, start == nil) })
+	}
+	ended := make(chan exitResult, 1)
+	wg.Go(func() {
+		status, err := awaitExit(watchCtx, p, exited)
+		ended <- exitResult{status, err}
+	})
+	var end exitResult
+	select {
+	case end = <-ended:
+	case <-io.left():
+		p.IO().Cancel() // and not Close: the FIFOs stay
+		return errDetached
+	case <-unread:
+		p.IO().Cancel() // and not Close: the FIFOs stay
+		return errDetached
+	}
 	io.drain(p.IO())
-	if err != nil {
-		return fmt.Errorf("wait: %w", err)
+	if end.err != nil {
+		return fmt.Errorf("wait: %w", end.err)
 	}
 	closeStreams(p.IO())
-	if status != 0 {
-		return exitStatus(status)
+	if end.status != 0 {
+		return exitStatus(end.status)
 	}
 	return nil
+}
+
+type exitResult struct {
+	status uint32
+	err    error
 }
 
 // closeStreams removes the FIFOs of a process that has ended.
@@ -156,8 +183,9 @@ func (a *app) rawTerminal(f processFlags) (func(), error) {
 	return func() { _ = con.Reset() }, nil // a terminal that is gone needs no reset
 }
 
-// followSize keeps the process's terminal as large as ours.
-func (a *app) followSize(ctx context.Context, p containerd.Process) {
+// followSize keeps the process's terminal as large as ours. With redraw it changes
+// once more than needed, for the process to draw what it drew before we came.
+func (a *app) followSize(ctx context.Context, p containerd.Process, redraw bool) {
 	out, ok := a.sys.Stdout.(*os.File)
 	if !ok || !isTerminal(out) {
 		return
@@ -167,6 +195,10 @@ func (a *app) followSize(ctx context.Context, p containerd.Process) {
 	defer signal.Stop(changed)
 	for {
 		if size, err := unix.IoctlGetWinsize(int(out.Fd()), unix.TIOCGWINSZ); err == nil {
+			if redraw {
+				_ = p.Resize(ctx, uint32(size.Col)+1, uint32(size.Row)+1)
+				redraw = false
+			}
 			_ = p.Resize(ctx, uint32(size.Col), uint32(size.Row)) // the next change tries again
 		}
 		select {

@@ -46,6 +46,7 @@ func (a *app) runCommand() *cobra.Command {
 	}
 	f.process.add(cmd)
 	flags := cmd.Flags()
+	flags.StringVar(&f.process.detachKeys, "detach-keys", defaultDetachKeys, detachKeysHelp)
 	flags.BoolVar(&f.remove, "rm", false, "remove the container when it has ended")
 	flags.StringVar(&f.name, "name", "", "ID of the container (default: 12 random hex digits)")
 	flags.StringVar(&f.joins, "sandbox", "", "join this sandbox, which must be running")
@@ -141,7 +142,14 @@ func (a *app) run(ctx context.Context, f runFlags, image string, command []strin
 		_, err = fmt.Fprintln(a.sys.Stdout, n.id)
 		return err
 	}
-	err = a.runProcess(ctx, sig, task, streams, n.process)
+	err = a.runProcess(ctx, sig, task, streams, n.process, task.Start)
+	if errors.Is(err, errDetached) {
+		steps = undo.Stack{} // it runs: it stays
+		if f.remove {
+			a.warn(fmt.Errorf("container %q will not be removed when it ends: remove it with `caisson rm %s`", n.id, n.id))
+		}
+		return a.detachedFrom(n.id)
+	}
 	var ran exitStatus
 	if err == nil || errors.As(err, &ran) {
 		steps = undo.Stack{}

@@ -23,6 +23,9 @@ type processFlags struct {
 
 	env           []string
 	workdir, user string
+
+	detachKeys string // as they are written; only of those that can be attached to again
+	leave      []byte
 }
 
 func (f *processFlags) add(cmd *cobra.Command) {
@@ -48,6 +51,9 @@ func (f *processFlags) check(a *app) error {
 		return err
 	}
 	f.env = env
+	if f.leave, err = parseDetachKeys(f.detachKeys); err != nil {
+		return err
+	}
 	if f.tty && f.interactive && !isTerminal(a.sys.Stdin) {
 		return advise(errdefs.ErrInvalidArgument, "--tty --interactive needs a terminal, and standard input is none: leave --tty out")
 	}

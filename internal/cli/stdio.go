@@ -19,7 +19,9 @@ func isTerminal(f *os.File) bool { return f != nil && term.IsTerminal(int(f.Fd()
 // stdio connects a foreground process to caisson's own standard streams.
 type stdio struct {
 	create cio.Creator
+	attach cio.Attach     // instead of create, to a process that has FIFOs
 	stdin  *watchedReader // nil without --interactive
+	leave  *detachReader  // nil without a terminal to leave
 	errs   *heldWriter    // nil with --tty
 	out    activity
 }
@@ -35,6 +37,10 @@ func (a *app) foreground(f processFlags) (*stdio, error) {
 	if f.interactive {
 		s.stdin = &watchedReader{Reader: a.sys.Stdin, done: make(chan struct{})}
 		in = s.stdin
+		if f.tty && len(f.leave) > 0 {
+			s.leave = newDetachReader(s.stdin, f.leave)
+			in = s.leave
+		}
 	}
 	out := &watchedWriter{a.sys.Stdout, &s.out}
 	opts := []cio.Opt{cio.WithFIFODir(dir)}
@@ -44,7 +50,7 @@ func (a *app) foreground(f processFlags) (*stdio, error) {
 		s.errs = &heldWriter{w: a.sys.Stderr}
 		opts = append(opts, cio.WithStreams(in, out, &watchedWriter{s.errs, &s.out}))
 	}
-	s.create = cio.NewCreator(opts...)
+	s.create, s.attach = cio.NewCreator(opts...), cio.NewAttach(opts...)
 	return s, nil
 }
 
@@ -171,6 +177,14 @@ func (s *stdio) killWhenUnread(ctx context.Context, p containerd.Process) {
 		_ = p.Kill(ctx, syscall.SIGKILL) // it may have ended by itself
 	case <-ctx.Done():
 	}
+}
+
+// left is closed when the detach keys were typed; nil if there are none.
+func (s *stdio) left() <-chan struct{} {
+	if s.leave == nil {
+		return nil
+	}
+	return s.leave.pressed
 }
 
 // drainIdle is how long output may say nothing after its process has ended,
