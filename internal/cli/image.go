@@ -17,9 +17,10 @@ import (
 )
 
 func (a *app) imageCommand() *cobra.Command {
-	return group("image", "Pull, import, list and remove images",
+	return group("image", "Pull, import, save, inspect and remove images",
 		"  caisson image import rootfs.tar demo:latest\n  caisson image pull docker.io/library/busybox:latest\n  caisson image ls",
-		a.imagePullCommand(), a.imageImportCommand(), a.imageListCommand(), a.imageRemoveCommand())
+		a.imagePullCommand(), a.imageImportCommand(), a.imageListCommand(), a.imageRemoveCommand(),
+		a.imageInspectCommand(), a.imageTagCommand(), a.imageSaveCommand())
 }
 
 // imageName gives a reference its full form: demo is docker.io/library/demo:latest.
@@ -180,7 +181,7 @@ func (c *client) removeImage(ctx context.Context, ref string, force bool) error 
 		if force {
 			return nil
 		}
-		return advise(err, "no image %q: `caisson image ls` shows those there are", ref)
+		return noImage(err, ref)
 	}
 	if err != nil {
 		return fmt.Errorf("image %q: %w", ref, err)
