@@ -79,7 +79,7 @@ func (a *app) command() *cobra.Command {
 		a.runCommand(), a.execCommand(), a.psCommand(), a.logsCommand(),
 		a.stopCommand(), a.killCommand(), a.removeCommand(),
 		a.waitCommand(), a.pauseCommand(), a.unpauseCommand(), a.inspectCommand(), a.statsCommand(),
-		a.eventsCommand(), a.copyCommand(), a.attachCommand(),
+		a.eventsCommand(), a.copyCommand(), a.attachCommand(), a.pruneCommand(),
 		a.sandboxCommand(), a.imageCommand(),
 		a.versionCommand(), a.infoCommand(),
 		a.configCommand(), a.doctorCommand(),
