@@ -65,7 +65,6 @@ func (a *app) command() *cobra.Command {
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return advise(errdefs.ErrInvalidArgument, "%v; see `%s --help`", err, cmd.CommandPath())
 	})
-	root.CompletionOptions.DisableDefaultCmd = true
 	root.SetIn(a.sys.Stdin)
 	root.SetOut(a.sys.Stdout)
 	root.SetErr(a.sys.Stderr)
@@ -84,6 +83,7 @@ func (a *app) command() *cobra.Command {
 		a.versionCommand(), a.infoCommand(),
 		a.configCommand(), a.doctorCommand(),
 	)
+	a.completeNames(root)
 	return root
 }
 
