@@ -412,3 +412,44 @@ func TestAStreamDoesNotWaitForTheOther(t *testing.T) {
 		read(cfg.Stdout, "unread\n")
 	}
 }
+
+// TestStateWaitsForTheReader: a client that asks again whether a process has ended has
+// had the time to open its output, and does not wait for longer than that.
+func TestStateWaitsForTheReader(t *testing.T) {
+	r := newRig(t)
+	r.run("sb", &api.Options{})
+	out := filepath.Join(r.dir, "out")
+	if err := unix.Mkfifo(out, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	r.start("sb", task.CreateRequest{ID: "c", Bundle: r.bundle("c", "echo words; exit 5"), Stdio: stdio.Config{Stdout: out}})
+	r.wait("sb", "c")
+	r.close()
+	r.open()
+	state := func() {
+		t.Helper()
+		if st, err := r.tasks("sb").State(r.ctx(), "c", ""); err != nil || st.Exit.Status != 5 {
+			t.Errorf("state %+v, %v", st, err)
+		}
+	}
+	state()
+	told := make(chan struct{})
+	go func() {
+		defer close(told)
+		state()
+	}()
+	select {
+	case <-told:
+		t.Error("told that it ended to a client that is opening its output")
+	case <-time.After(100 * time.Millisecond): // nothing happens, which takes time to see
+	}
+	f, err := os.Open(out)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	<-told
+	if got := (&fifos{stdout: f}).readAll(t); got != "words\n" {
+		t.Errorf("output %q", got)
+	}
+}

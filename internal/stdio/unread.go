@@ -13,10 +13,11 @@ import (
 // their keepers holds them until then: the client that reads may be away, and what is in
 // a FIFO is gone when nobody has it open.
 type Unread struct {
-	fifos []*os.File
-	watch *os.File
-	done  chan struct{}
-	close func() error
+	fifos  []*os.File
+	watch  *os.File
+	opened chan struct{}
+	done   chan struct{}
+	close  func() error
 }
 
 // WatchUnread begins to watch the output FIFOs of cfg, whose process has ended. It returns
@@ -30,7 +31,7 @@ func WatchUnread(cfg Config) (_ *Unread, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("watch output: %w", err)
 	}
-	u := &Unread{watch: os.NewFile(uintptr(fd), "inotify"), done: make(chan struct{})}
+	u := &Unread{watch: os.NewFile(uintptr(fd), "inotify"), opened: make(chan struct{}), done: make(chan struct{})}
 	u.close = sync.OnceValue(u.watch.Close)
 	for stream, value := range map[string]string{Stdout: cfg.Stdout, Stderr: cfg.Stderr} {
 		err = errors.Join(err, u.add(fd, stream, value))
@@ -69,7 +70,7 @@ func (u *Unread) add(watch int, stream, value string) error {
 	}
 	u.fifos = append(u.fifos, fifo)
 	return withFD(f, func(old int) error {
-		_, err := unix.InotifyAddWatch(watch, fmt.Sprintf("/proc/self/fd/%d", old), unix.IN_ACCESS)
+		_, err := unix.InotifyAddWatch(watch, fmt.Sprintf("/proc/self/fd/%d", old), unix.IN_ACCESS|unix.IN_OPEN)
 		return err
 	})
 }
@@ -92,6 +93,7 @@ func (u *Unread) pending() (bool, error) {
 func (u *Unread) wait() {
 	defer close(u.done)
 	defer u.closeFIFOs() //nolint:errcheck // only looked at
+	opened := sync.OnceFunc(func() { close(u.opened) })
 	var events [64 * (unix.SizeofInotifyEvent + unix.NAME_MAX + 1)]byte
 	for {
 		if unread, err := u.pending(); err != nil || !unread {
@@ -100,6 +102,7 @@ func (u *Unread) wait() {
 		if _, err := u.watch.Read(events[:]); err != nil {
 			return // Close
 		}
+		opened() // or even read
 	}
 }
 
@@ -110,6 +113,9 @@ func (u *Unread) closeFIFOs() error {
 	}
 	return errors.Join(errs...)
 }
+
+// Opened is closed when somebody has come to read, or not at all.
+func (u *Unread) Opened() <-chan struct{} { return u.opened }
 
 // Done is closed when all is read, or by Close.
 func (u *Unread) Done() <-chan struct{} { return u.done }

@@ -46,6 +46,11 @@ func TestUnread(t *testing.T) {
 		t.Error(err)
 	}
 	u := watch()
+	select {
+	case <-u.Opened():
+		t.Error("opened by nobody")
+	default:
+	}
 	for i, path := range []string{cfg.Stdout, cfg.Stderr} {
 		select {
 		case <-u.Done():
@@ -57,6 +62,7 @@ func TestUnread(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer f.Close()
+		<-u.Opened()
 		if _, err := io.ReadFull(f, make([]byte, len("last words"))); err != nil {
 			t.Fatal(err)
 		}

@@ -90,6 +90,7 @@ type process struct {
 	ahead  bool // rec is ahead of what is written down
 	term   *stdio.Terminal
 	unread []*unread     // output that waits for its reader; nil if all is released
+	asked  time.Time     // when this daemon was first asked for the state
 	hangup *stdio.Hangup // of the client at stdin; nil if there is none to watch
 }
 

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"hash/fnv"
 	"strings"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
@@ -28,7 +29,7 @@ type Status struct {
 }
 
 // State tells how a process is.
-func (s *Set) State(_ context.Context, id, execID string) (Status, error) {
+func (s *Set) State(ctx context.Context, id, execID string) (Status, error) {
 	p, err := s.process(id, execID)
 	if errdefs.IsNotFound(err) {
 		if st, ok := s.wasDeleted(id, execID); ok {
@@ -38,7 +39,40 @@ func (s *Set) State(_ context.Context, id, execID string) (Status, error) {
 	if err != nil {
 		return Status{}, err
 	}
+	p.awaitReader(ctx)
 	return p.status(), nil
+}
+
+// readerPatience is how long after a daemon was first asked for a process its state may
+// wait for the reader of its output.
+const readerPatience = 2 * time.Second
+
+// awaitReader gives a client the time to open the FIFOs that it is opening. containerd,
+// when it comes back, asks for the state of a task, opens its FIFOs without waiting for
+// that, asks again, and gives up what is not open yet if the task has ended: all of its
+// output that nobody has read. So the first answer does not wait, and those after it do.
+func (p *process) awaitReader(ctx context.Context) {
+	p.mu.Lock()
+	waiting, asked := p.unread, p.asked
+	if asked.IsZero() {
+		p.asked = time.Now()
+	}
+	p.mu.Unlock()
+	if len(waiting) == 0 || asked.IsZero() {
+		return
+	}
+	patience := time.NewTimer(time.Until(asked.Add(readerPatience)))
+	defer patience.Stop()
+	for _, u := range waiting {
+		select {
+		case <-u.Opened():
+		case <-u.Done():
+		case <-patience.C:
+			return
+		case <-ctx.Done():
+			return
+		}
+	}
 }
 
 func (p *process) status() Status {
