@@ -52,7 +52,7 @@ func (r *rig) restart() {
 func TestRequestsComeAgain(t *testing.T) {
 	r := newRig(t)
 	r.run("sb", &api.Options{})
-	spec, err := json.Marshal(specs.Process{Args: []string{"/bin/sh", "-c", "trap 'exit 9' TERM; while :; do busybox sleep 0.01; done"}, Cwd: "/"})
+	spec, err := json.Marshal(specs.Process{Args: []string{"/bin/sh", "-c", "trap 'exit 9' TERM; echo >/tmp/ready; while :; do busybox sleep 0.01; done"}, Cwd: "/"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -88,6 +88,10 @@ func TestRequestsComeAgain(t *testing.T) {
 		}
 	}
 
+	r.eventually("the exec has its trap", func() bool {
+		_, err := os.Stat(filepath.Join(create.Bundle, "rootfs/tmp/ready"))
+		return err == nil
+	})
 	var notes []byte
 	if err := r.tasks("sb").Kill(r.asked("kill", false, &notes), "c", "e", uint32(unix.SIGTERM), false); err != nil {
 		t.Fatal(err)
