@@ -27,28 +27,27 @@ func WatchUnread(cfg Config) (_ *Unread, err error) {
 	if cfg.Terminal {
 		return nil, nil
 	}
-	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
-	if err != nil {
-		return nil, fmt.Errorf("watch output: %w", err)
-	}
-	u := &Unread{watch: os.NewFile(uintptr(fd), "inotify"), opened: make(chan struct{}), done: make(chan struct{})}
-	u.close = sync.OnceValue(u.watch.Close)
+	u := &Unread{opened: make(chan struct{}), done: make(chan struct{})}
 	for stream, value := range map[string]string{Stdout: cfg.Stdout, Stderr: cfg.Stderr} {
-		err = errors.Join(err, u.add(fd, stream, value))
+		err = errors.Join(err, u.add(stream, value))
 	}
 	unread := false
 	if err == nil {
 		unread, err = u.pending()
 	}
+	// Only now: the kernel takes ten milliseconds to end a watch, and mostly all is read.
+	if err == nil && unread {
+		err = u.observe()
+	}
 	if err != nil || !unread {
-		return nil, errors.Join(err, u.watch.Close(), u.closeFIFOs())
+		return nil, errors.Join(err, u.closeFIFOs())
 	}
 	go u.wait()
 	return u, nil
 }
 
 // add opens a FIFO. One that is not there any more has no reader to wait for.
-func (u *Unread) add(watch int, stream, value string) error {
+func (u *Unread) add(stream, value string) error {
 	t, err := parseTarget(stream, value)
 	if err != nil || t.scheme != schemePath && t.scheme != schemeFIFO {
 		return err
@@ -69,10 +68,27 @@ func (u *Unread) add(watch int, stream, value string) error {
 		return t.errorf(err)
 	}
 	u.fifos = append(u.fifos, fifo)
-	return withFD(f, func(old int) error {
-		_, err := unix.InotifyAddWatch(watch, fmt.Sprintf("/proc/self/fd/%d", old), unix.IN_ACCESS|unix.IN_OPEN)
-		return err
-	})
+	return nil
+}
+
+// observe begins to watch who opens the FIFOs and reads from them.
+func (u *Unread) observe() error {
+	watch, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
+	if err != nil {
+		return fmt.Errorf("watch output: %w", err)
+	}
+	u.watch = os.NewFile(uintptr(watch), "inotify")
+	u.close = sync.OnceValue(u.watch.Close)
+	for _, f := range u.fifos {
+		err = errors.Join(err, withFD(f, func(fd int) error {
+			_, err := unix.InotifyAddWatch(watch, fmt.Sprintf("/proc/self/fd/%d", fd), unix.IN_ACCESS|unix.IN_OPEN)
+			return err
+		}))
+	}
+	if err != nil {
+		return errors.Join(fmt.Errorf("watch output: %w", err), u.watch.Close())
+	}
+	return nil
 }
 
 func (u *Unread) pending() (bool, error) {
