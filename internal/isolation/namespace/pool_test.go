@@ -170,16 +170,13 @@ func TestPoolTakesWhatWaits(t *testing.T) {
 	for range 3 {
 		r.full(1)
 		waits := monitors(t, r.program)[poolName]
-		var pid int
-		for conn := p.take(t.Context(), r.dir, "test/taken"); ; conn = p.take(t.Context(), r.dir, "test/taken") {
-			if conn == nil {
-				continue // its socket is there a moment before it can be taken
-			}
-			pid = conn.Pid()
-			if err := errors.Join(end(t.Context(), conn), conn.Close()); err != nil {
-				t.Error(err)
-			}
-			break
+		var conn *monitor.Conn
+		for conn == nil { // its socket is there a moment before it can be taken
+			conn = p.take(t.Context(), r.dir, "test/taken")
+		}
+		pid := conn.Pid()
+		if err := errors.Join(end(t.Context(), conn), conn.Close()); err != nil {
+			t.Error(err)
 		}
 		if pid != waits {
 			t.Errorf("took %d, %d waited", pid, waits)
