@@ -157,6 +157,19 @@ func TestPool(t *testing.T) {
 		}
 		r.start(p)
 	}
+	// Without a program of its own, it can only be one that waits.
+	taken := filepath.Join(r.dir, "taken")
+	if err := os.Mkdir(taken, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	r.full(3)
+	inst, err := New(filepath.Join(r.dir, "none"), p).Start(t.Context(), isolation.Config{Name: "test/taken", Dir: taken})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(inst.End(t.Context()), inst.Close()); err != nil {
+		t.Error(err)
+	}
 	r.close(p)
 	if pid := r.start(p); pid == 0 { // a closed pool has none
 		t.Error("no monitor")
