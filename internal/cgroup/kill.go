@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"caisson/internal/fault"
+	"caisson/internal/reap"
 )
 
 // Kill kills everything in the group and its descendants, and returns when
@@ -95,7 +96,7 @@ func (g *Group) killEach(ctx context.Context) error {
 // given to another process in between, either that one is seen not to be a
 // member, or the pidfd is that of the dead one.
 func (g *Group) killOne(pid int) (fd int, ok bool) {
-	fd, err := unix.PidfdOpen(pid, 0)
+	fd, err := reap.Open(pid)
 	if err != nil {
 		return -1, false
 	}

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"caisson/internal/fault"
+	"caisson/internal/reap"
 )
 
 // malformed is the answer to a reply that makes no sense.
@@ -337,7 +338,7 @@ func (c *Conn) End(ctx context.Context, force bool) error {
 	if force {
 		r.flags = flagEndForce
 	}
-	pidfd, err := unix.PidfdOpen(c.pid, 0)
+	pidfd, err := reap.Open(c.pid)
 	// Linux 6.1, for one, says EINVAL of a process that is just being reaped.
 	if err != nil && !errors.Is(err, unix.ESRCH) && !errors.Is(err, unix.EINVAL) {
 		return c.wrap("end", err)

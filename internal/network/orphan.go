@@ -14,6 +14,8 @@ import (
 
 	"github.com/containerd/log"
 	"golang.org/x/sys/unix"
+
+	"caisson/internal/reap"
 )
 
 const (
@@ -72,7 +74,7 @@ func endPlugin(ctx context.Context, pid int, containerID string) (ours, ended bo
 	if ours, err := isPlugin(pid, containerID); !ours {
 		return false, false, err
 	}
-	fd, err := unix.PidfdOpen(pid, 0)
+	fd, err := reap.Open(pid)
 	if errors.Is(err, unix.ESRCH) || errors.Is(err, unix.EINVAL) { // Linux 6.1, for one, says EINVAL while it is reaped
 		return true, true, nil
 	}

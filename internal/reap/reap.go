@@ -7,9 +7,12 @@
 package reap
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"time"
@@ -18,19 +21,31 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// retryPause is between two attempts to read the list of children when the machine
-// is short of something.
-const retryPause = 100 * time.Millisecond
+// lookPause is between the end of a child and a look at who is left unreaped: by then
+// those that somebody waits for are gone, and many ends cost one look.
+const lookPause = 50 * time.Millisecond
+
+// Open returns a pidfd to watch and signal a process by. Unlike one of os/exec it
+// does not keep Orphans from reaping the process.
+func Open(pid int) (fd int, err error) {
+	fd, err = unix.PidfdOpen(pid, unix.PIDFD_NONBLOCK)
+	return fd, os.NewSyscallError("pidfd_open", err)
+}
 
 // Orphans reaps what this process inherits, until done is closed. On an error nothing
-// is inherited. What others wait for, with os/exec, it must not touch. The kernel
-// keeps a list of children for each thread and enters orphans in that of the first
-// one; so the caller is locked to the first thread, where no child is ever made. A
-// main package does both in its init:
+// is inherited.
+//
+// What others wait for, with os/exec, it does not touch. The kernel keeps a list of
+// children for each thread and enters orphans in that of the first one; so the caller
+// is locked to the first thread, where no child is ever made. A main package does both
+// in its init:
 //
 //	func init() { runtime.LockOSThread() }
 //
-// and runs everything else in other goroutines.
+// and runs everything else in other goroutines. But the children of a thread that ends
+// come to the first one, too, and threads do end, with the goroutines that have entered
+// a namespace. Those children are told from orphans by their pidfds: os/exec keeps one,
+// of the blocking kind, for as long as somebody may wait.
 func Orphans(done <-chan struct{}) error {
 	pid := unix.Getpid()
 	if unix.Gettid() != pid {
@@ -46,42 +61,90 @@ func Orphans(done <-chan struct{}) error {
 	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
 		return fmt.Errorf("reap orphans: %w", err)
 	}
-	for {
+	var look <-chan time.Time
+	for failing := false; ; {
 		select {
 		case <-ended:
+			if look == nil {
+				look = time.After(lookPause)
+			}
+			continue
+		case <-look:
+			look = nil
 		case <-done:
 			return nil
 		}
-		// Whoever inherits must reap: no error of reading ends that.
-		for attempt := 0; ; attempt++ {
-			err := reapList(children)
-			if err == nil {
-				break
-			}
-			if attempt == 0 {
-				log.L.WithError(err).Error("reap orphans: try again until it works")
-			}
-			select {
-			case <-time.After(retryPause):
-			case <-done:
-				return nil
-			}
+		left, err := reapList(children)
+		if left || err != nil { // whoever inherits must reap: no error ends that
+			look = time.After(lookPause)
 		}
+		if err != nil && !failing {
+			log.L.WithError(err).Error("reap orphans: try again until it works")
+		}
+		failing = err != nil
 	}
 }
 
-// reapList reaps the zombies in a file of the kernel's with pids.
-func reapList(children string) error {
+// reapList reaps the zombies in a file of the kernel's with pids, but for those that
+// somebody may wait for; it says whether there are some of these.
+func reapList(children string) (left bool, err error) {
 	list, err := os.ReadFile(children)
 	if err != nil {
-		return err
+		return false, err
 	}
+	var zombies []int
 	for _, word := range strings.Fields(string(list)) {
-		orphan, err := strconv.Atoi(word)
+		child, err := strconv.Atoi(word)
 		if err != nil {
-			return fmt.Errorf("%s has %q", children, list)
+			return false, fmt.Errorf("%s has %q", children, list)
 		}
-		_, _ = unix.Wait4(orphan, nil, unix.WNOHANG, nil) // it runs, or how it ended is nobody's business
+		var info unix.Siginfo
+		err = unix.Waitid(unix.P_PID, child, &info, unix.WEXITED|unix.WNOHANG|unix.WNOWAIT, nil)
+		if err == nil && info.Signo != 0 {
+			zombies = append(zombies, child)
+		}
 	}
-	return nil
+	if len(zombies) == 0 {
+		return false, nil
+	}
+	waited, err := waitedFor()
+	if err != nil {
+		return false, err
+	}
+	for _, child := range zombies {
+		if waited[child] {
+			left = true
+			continue
+		}
+		_, _ = unix.Wait4(child, nil, unix.WNOHANG, nil) // how it ended is nobody's business
+	}
+	return left, nil
+}
+
+// waitedFor returns the processes that this one has a blocking pidfd of.
+func waitedFor() (map[int]bool, error) {
+	const infos = "/proc/self/fdinfo"
+	fds, err := os.ReadDir(infos)
+	if err != nil {
+		return nil, err
+	}
+	pids := make(map[int]bool)
+	for _, fd := range fds {
+		info, err := os.ReadFile(filepath.Join(infos, fd.Name()))
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // closed since
+		}
+		if err != nil {
+			return nil, err
+		}
+		var flags, pid int
+		for line := range strings.Lines(string(info)) {
+			_, _ = fmt.Sscanf(line, "flags: 0%o", &flags)
+			_, _ = fmt.Sscanf(line, "Pid: %d", &pid)
+		}
+		if pid > 0 && flags&unix.O_NONBLOCK == 0 {
+			pids[pid] = true
+		}
+	}
+	return pids, nil
 }

@@ -30,7 +30,7 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-// orphan starts a process whose parent ends at once, and returns its pidfd.
+// orphan starts a process whose parent ends at once, and returns a pidfd of it.
 func orphan(t *testing.T) (pidfd int) {
 	t.Helper()
 	cmd := exec.Command("/bin/sh", "-c", "sleep 1000 >/dev/null & echo $!")
@@ -49,7 +49,7 @@ func orphan(t *testing.T) (pidfd int) {
 	if _, err := fmt.Sscan(line, &pid); err != nil {
 		t.Fatal(err)
 	}
-	if pidfd, err = unix.PidfdOpen(pid, 0); err != nil {
+	if pidfd, err = Open(pid); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { unix.Close(pidfd) })
@@ -103,6 +103,44 @@ func TestChildrenAreLeftToTheirParents(t *testing.T) {
 	}
 	if err := cmd.Wait(); cmd.ProcessState == nil || cmd.ProcessState.ExitCode() != 7 {
 		t.Errorf("it was reaped by another: %v", err)
+	}
+}
+
+// TestChildrenOfAThreadThatEnds: the kernel moves them to the first thread's list, where
+// they look like orphans.
+func TestChildrenOfAThreadThatEnds(t *testing.T) {
+	for i := range 20 {
+		var cmd *exec.Cmd
+		started := make(chan error)
+		go func() {
+			runtime.LockOSThread() // and never unlocked: the thread ends with the goroutine
+			cmd = exec.Command("/bin/sh", "-c", fmt.Sprintf("read line; exit %d", i))
+			in, err := cmd.StdinPipe()
+			if err == nil {
+				err = cmd.Start()
+			}
+			started <- err
+			if err == nil {
+				thread := fmt.Sprintf("/proc/self/task/%d", unix.Gettid())
+				go func() {
+					defer in.Close()
+					for _, err := os.Stat(thread); err == nil; _, err = os.Stat(thread) {
+						runtime.Gosched()
+					}
+				}()
+			}
+		}()
+		if err := <-started; err != nil {
+			t.Fatal(err)
+		}
+		var info unix.Siginfo // it has ended, and nobody waited yet
+		if err := unix.Waitid(unix.P_PID, cmd.Process.Pid, &info, unix.WEXITED|unix.WNOWAIT, nil); err != nil {
+			t.Fatalf("child %d was reaped by another: %v", i, err)
+		}
+		endOrphan(t, orphan(t)) // by now somebody looked
+		if err := cmd.Wait(); cmd.ProcessState == nil || cmd.ProcessState.ExitCode() != i {
+			t.Fatalf("child %d was reaped by another: %v", i, err)
+		}
 	}
 }
 

@@ -11,6 +11,8 @@ import (
 
 	"github.com/containerd/log"
 	"golang.org/x/sys/unix"
+
+	"caisson/internal/reap"
 )
 
 // EndOrphans ends the OCI runtimes of a set whose monitor was killed. Lost follows.
@@ -35,7 +37,7 @@ func endOrphans(ctx context.Context, prefix string) {
 		if err != nil {
 			continue
 		}
-		fd, err := unix.PidfdOpen(pid, 0)
+		fd, err := reap.Open(pid)
 		if err != nil {
 			continue // it has ended
 		}

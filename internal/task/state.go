@@ -13,6 +13,7 @@ import (
 
 	"caisson/internal/cgroup"
 	"caisson/internal/fault"
+	"caisson/internal/reap"
 	"caisson/internal/request"
 	"caisson/internal/stdio"
 )
@@ -259,7 +260,7 @@ func signalGroup(ctx context.Context, group *cgroup.Group, except int, sig unix.
 		}
 	}()
 	for _, pid := range pids {
-		if fd, err := unix.PidfdOpen(pid, 0); err == nil && pid != except {
+		if fd, err := reap.Open(pid); err == nil && pid != except {
 			held[pid] = fd
 		} else if err == nil {
 			unix.Close(fd)

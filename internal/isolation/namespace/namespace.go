@@ -22,6 +22,7 @@ import (
 	"caisson/internal/fault"
 	"caisson/internal/isolation"
 	"caisson/internal/monitor"
+	"caisson/internal/reap"
 	"caisson/internal/undo"
 )
 
@@ -194,7 +195,7 @@ func newInstance(ctx context.Context, conn *monitor.Conn, holder monitor.Process
 
 // openProcess returns a process's pidfd, which is readable once it has ended.
 func openProcess(pid int) (*os.File, error) {
-	fd, err := unix.PidfdOpen(pid, unix.PIDFD_NONBLOCK)
+	fd, err := reap.Open(pid)
 	if errors.Is(err, unix.ESRCH) {
 		return nil, fmt.Errorf("process %d: %w: %w", pid, err, errdefs.ErrUnavailable)
 	}

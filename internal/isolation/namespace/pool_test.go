@@ -182,9 +182,12 @@ func TestPoolTakesWhatWaits(t *testing.T) {
 	p := r.open(1)
 	for range 3 {
 		r.full(1)
-		waits := monitors(t, r.program)[poolName]
+		waits := 0
+		for waits == 0 { // its socket is there a moment before its title
+			waits = monitors(t, r.program)[poolName]
+		}
 		var conn *monitor.Conn
-		for conn == nil { // its socket is there a moment before it can be taken
+		for conn == nil { // and before it can be taken
 			conn = p.take(t.Context(), r.dir, "test/taken")
 		}
 		pid := conn.Pid()
