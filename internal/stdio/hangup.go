@@ -4,7 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -16,8 +16,8 @@ import (
 type Hangup struct {
 	watch *os.File
 	done  chan struct{}
-	seen  bool // set before done is closed
-	close func() error
+	seen  bool  // set, as is err, before done is closed
+	err   error // of the last look
 }
 
 // WatchStdin begins to watch the stdin FIFO of cfg; it must be called before Open, so that
@@ -48,7 +48,6 @@ func WatchStdin(cfg Config) (*Hangup, error) {
 		return nil, errors.Join(t.errorf(fmt.Errorf("watch: %w", err)), unix.Close(fd))
 	}
 	h := &Hangup{watch: os.NewFile(uintptr(fd), "inotify "+t.path), done: make(chan struct{})}
-	h.close = sync.OnceValue(h.watch.Close)
 	go h.wait()
 	return h, nil
 }
@@ -56,18 +55,27 @@ func WatchStdin(cfg Config) (*Hangup, error) {
 // wait ends with the first close of a writer, or with Close. The event says all: what it
 // carries is of no interest.
 func (h *Hangup) wait() {
-	defer close(h.done)
+	defer h.watch.Close() //nolint:errcheck // only read from
+	defer close(h.done)   // before the descriptor: see interrupt
 	var event [unix.SizeofInotifyEvent + unix.NAME_MAX + 1]byte
-	_, err := h.watch.Read(event[:])
-	h.seen = err == nil // it fails only when it is closed
+	if _, err := h.watch.Read(event[:]); err == nil {
+		h.seen = true
+		return
+	}
+	h.seen, h.err = readable(h.watch) // interrupted
+}
+
+// interrupt lets reads of an inotify descriptor fail. Whoever reads closes it, and nobody
+// waits for that: the kernel takes ten milliseconds for it.
+func interrupt(watch *os.File) {
+	_ = watch.SetReadDeadline(time.Unix(0, 1)) // fails only when it is closed
 }
 
 // Stop ends the watch as Close does, and tells whether a client has closed its end
 // before.
 func (h *Hangup) Stop() (bool, error) {
-	pending, err := readable(h.watch)
-	err = errors.Join(err, h.Close())
-	return pending || h.seen, err
+	h.Close()
+	return h.seen, h.err
 }
 
 // readable looks whether there is something that was not read yet.
@@ -80,8 +88,8 @@ func readable(f *os.File) (bool, error) {
 	var perr error
 	if err := conn.Control(func(fd uintptr) {
 		n, perr = unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0)
-	}); errors.Is(err, os.ErrClosed) {
-		return false, nil
+	}); err != nil {
+		return false, err
 	}
 	return n > 0, perr
 }
@@ -89,13 +97,11 @@ func readable(f *os.File) (bool, error) {
 // Done is closed when a client has closed its end, or by Close.
 func (h *Hangup) Done() <-chan struct{} { return h.done }
 
-// Close ends the watch, and returns when its goroutine has ended. It may be repeated, and
-// called where there was nothing to watch.
-func (h *Hangup) Close() error {
+// Close ends the watch. It may be repeated, and called where there was nothing to watch.
+func (h *Hangup) Close() {
 	if h == nil {
-		return nil
+		return
 	}
-	err := h.close()
+	interrupt(h.watch)
 	<-h.done
-	return err
 }

@@ -17,7 +17,6 @@ type Unread struct {
 	watch  *os.File
 	opened chan struct{}
 	done   chan struct{}
-	close  func() error
 }
 
 // WatchUnread begins to watch the output FIFOs of cfg, whose process has ended. It returns
@@ -35,7 +34,7 @@ func WatchUnread(cfg Config) (_ *Unread, err error) {
 	if err == nil {
 		unread, err = u.pending()
 	}
-	// Only now: the kernel takes ten milliseconds to end a watch, and mostly all is read.
+	// Only now: a watch is dear, and mostly all is read.
 	if err == nil && unread {
 		err = u.observe()
 	}
@@ -78,7 +77,6 @@ func (u *Unread) observe() error {
 		return fmt.Errorf("watch output: %w", err)
 	}
 	u.watch = os.NewFile(uintptr(watch), "inotify")
-	u.close = sync.OnceValue(u.watch.Close)
 	for _, f := range u.fifos {
 		err = errors.Join(err, withFD(f, func(fd int) error {
 			_, err := unix.InotifyAddWatch(watch, fmt.Sprintf("/proc/self/fd/%d", fd), unix.IN_ACCESS|unix.IN_OPEN)
@@ -107,8 +105,9 @@ func (u *Unread) pending() (bool, error) {
 
 // wait looks again whenever somebody has read.
 func (u *Unread) wait() {
-	defer close(u.done)
-	defer u.closeFIFOs() //nolint:errcheck // only looked at
+	defer u.watch.Close() //nolint:errcheck // only read from
+	defer close(u.done)   // before the descriptor: see interrupt
+	defer u.closeFIFOs()  //nolint:errcheck // only looked at
 	opened := sync.OnceFunc(func() { close(u.opened) })
 	var events [64 * (unix.SizeofInotifyEvent + unix.NAME_MAX + 1)]byte
 	for {
@@ -136,9 +135,8 @@ func (u *Unread) Opened() <-chan struct{} { return u.opened }
 // Done is closed when all is read, or by Close.
 func (u *Unread) Done() <-chan struct{} { return u.done }
 
-// Close ends the watch, and returns when its goroutine has ended. It may be repeated.
-func (u *Unread) Close() error {
-	err := u.close()
+// Close ends the watch. It may be repeated.
+func (u *Unread) Close() {
+	interrupt(u.watch)
 	<-u.done
-	return err
 }

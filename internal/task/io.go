@@ -57,13 +57,15 @@ func (p *process) openIO(ctx context.Context, host isolation.Host) (_ *processIO
 	kept := map[string]bool{}
 	set, err := stdio.Open(ctx, cfg, stdio.Owner{UID: p.c.IoUID, GID: p.c.IoGID}, identity, p.keepFIFO(ctx, host, kept))
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("%v: %w", p, err), hangup.Close())
+		hangup.Close()
+		return nil, fmt.Errorf("%v: %w", p, err)
 	}
 	io := &processIO{set: set}
 	defer func() {
 		if err != nil {
 			io.close(ctx)
-			err = errors.Join(fmt.Errorf("%v: %w", p, err), hangup.Close())
+			hangup.Close()
+			err = fmt.Errorf("%v: %w", p, err)
 		}
 	}()
 	child := set.Child()
@@ -167,7 +169,7 @@ func (p *process) unwatchStdin() {
 	p.hangup = nil
 	p.mu.Unlock()
 	if h != nil {
-		_ = h.Close() // only read from
+		h.Close()
 	}
 }
 

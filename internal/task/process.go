@@ -404,7 +404,7 @@ func (p *process) releaseIO(ctx context.Context) {
 				p.endStream(p.c.set.context(), u.stream)
 			case <-p.c.set.closing: // the next daemon sees to it
 			}
-			_ = u.Close() // only read from
+			u.Close()
 		})
 	}
 }
@@ -434,7 +434,7 @@ func (p *process) giveUpIO() {
 	p.unread = nil
 	p.mu.Unlock()
 	for _, u := range waiting {
-		_ = u.Close() // only read from
+		u.Close()
 		select {
 		case <-u.released:
 		case <-p.c.set.closing:
