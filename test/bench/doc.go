@@ -27,5 +27,6 @@
 // `make bench` runs it: BENCH are flags of the test, such as -rounds or -parts. All
 // sides run in a mount namespace without the cgroup v2 hierarchy of a hybrid host,
 // which crun refuses; Debian's crun refuses containerd's specifications, too, so that
-// containerd gets it with a program in front that changes their version (crun/).
+// containerd gets it with a program in front that changes their version (crun/). What
+// servers and runtimes keep at run time is on a tmpfs, as /run is on most hosts.
 package bench

@@ -50,7 +50,7 @@ func startSides(t *testing.T, runtimes ...string) (sides []side) {
 			if rt == "crun" {
 				config, handler = config+claimConfig(t), claimHandler
 			}
-			h := harness.Start(t, daemon.Options{Engine: daemon.EngineStock, Runtime: rt, EngineConfig: config, LogLevel: logLevel})
+			h := harness.Start(t, daemon.Options{Engine: daemon.EngineStock, Runtime: rt, EngineConfig: config, LogLevel: logLevel, Volatile: true})
 			h.CRI() // gives it the image
 			h.ImportArchive(harness.CRINamespace, pauseImage(t))
 			if chosen(*only, peer) {
@@ -61,7 +61,7 @@ func startSides(t *testing.T, runtimes ...string) (sides []side) {
 			}
 		}
 		if chosen(*only, ours) {
-			h := harness.Start(t, daemon.Options{Engine: daemon.EngineEmbedded, Runtime: rt, LogLevel: logLevel})
+			h := harness.Start(t, daemon.Options{Engine: daemon.EngineEmbedded, Runtime: rt, LogLevel: logLevel, Volatile: true})
 			sides = append(sides, side{ours, h, h.CRI()})
 		}
 	}

@@ -76,6 +76,9 @@ type Options struct {
 	// Space, if not 0, is the size in bytes of a file system that Root has, and of
 	// another that State has.
 	Space int64
+	// Volatile lets what servers and runtimes keep at run time be on a tmpfs, as /run
+	// is on most hosts.
+	Volatile bool
 }
 
 // Daemon is one caissond and what it works on.

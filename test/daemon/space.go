@@ -4,20 +4,36 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 
 	"golang.org/x/sys/unix"
 )
 
-// mountSpace gives Root and State file systems of their own, which can be filled.
-func (d *Daemon) mountSpace() error {
-	if d.opts.Space == 0 {
-		return nil
+// ownFileSystems are the directories that get a file system of their own, and its
+// options.
+func (d *Daemon) ownFileSystems() map[string]string {
+	mounts := map[string]string{}
+	if d.opts.Volatile {
+		mounts[d.State] = "mode=711"
+		if d.opts.Engine == EngineStock {
+			mounts[filepath.Join(d.stockDir(), "run")] = "mode=711"
+			mounts[filepath.Join(d.stockDir(), "runc")] = "mode=711"
+		}
 	}
-	for _, dir := range []string{d.Root, d.State} {
-		if err := os.Mkdir(dir, 0o711); err != nil {
+	if d.opts.Space > 0 {
+		for _, dir := range []string{d.Root, d.State} {
+			mounts[dir] = fmt.Sprintf("mode=711,size=%d", d.opts.Space)
+		}
+	}
+	return mounts
+}
+
+func (d *Daemon) mountSpace() error {
+	for dir, options := range d.ownFileSystems() {
+		if err := os.MkdirAll(dir, 0o711); err != nil {
 			return err
 		}
-		if err := unix.Mount(d.Token, dir, "tmpfs", 0, fmt.Sprintf("mode=711,size=%d", d.opts.Space)); err != nil {
+		if err := unix.Mount(d.Token, dir, "tmpfs", 0, options); err != nil {
 			return fmt.Errorf("mount %s: %w", dir, err)
 		}
 	}
@@ -25,8 +41,9 @@ func (d *Daemon) mountSpace() error {
 }
 
 func (d *Daemon) unmountSpace() error {
-	if d.opts.Space == 0 {
-		return nil
+	var errs []error
+	for dir := range d.ownFileSystems() {
+		errs = append(errs, unix.Unmount(dir, unix.MNT_DETACH))
 	}
-	return errors.Join(unix.Unmount(d.Root, unix.MNT_DETACH), unix.Unmount(d.State, unix.MNT_DETACH))
+	return errors.Join(errs...)
 }

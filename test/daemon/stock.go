@@ -58,7 +58,7 @@ func (d *Daemon) ContainerdConfig() string { return filepath.Join(d.stockDir(), 
 // writeStockConfig writes containerd's configuration and lets caisson print
 // its part.
 func (d *Daemon) writeStockConfig() error {
-	if err := os.Mkdir(d.stockDir(), 0o711); err != nil { // containers with user namespaces pass through
+	if err := os.MkdirAll(d.stockDir(), 0o711); err != nil { // containers with user namespaces pass through
 		return err
 	}
 	caisson, err := d.Binary("caisson")
