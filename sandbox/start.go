@@ -17,6 +17,7 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
+	"caisson/internal/cgroup"
 	"caisson/internal/fault"
 	"caisson/internal/isolation"
 	"caisson/internal/network"
@@ -60,6 +61,7 @@ func (c *Controller) Start(ctx context.Context, sandboxID string) (_ core.Contro
 		return core.ControllerInstance{}, errors.Join(err, rerr)
 	}
 	fault.Point("sandbox:started")
+	c.background(cgroup.Anticipate) // its first container
 	log.G(ctx).WithField("sandbox_id", sandboxID).Info("sandbox started")
 	return answer, nil
 }

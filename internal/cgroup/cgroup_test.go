@@ -2,6 +2,7 @@ package cgroup
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -466,5 +467,22 @@ func BenchmarkCreateDelete(b *testing.B) {
 		if err := g.Delete(context.Background()); err != nil {
 			b.Fatal(err)
 		}
+	}
+}
+
+// TestAnticipate: the wait is had, and this process is where it was.
+func TestAnticipate(t *testing.T) {
+	before, err := os.ReadFile("/proc/self/cgroup")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := moveNowhere(); err != nil {
+		t.Error(err)
+	}
+	for range 3 {
+		Anticipate()
+	}
+	if after, err := os.ReadFile("/proc/self/cgroup"); err != nil || !bytes.Equal(after, before) {
+		t.Errorf("it was moved from %s to %s: %v", before, after, err)
 	}
 }

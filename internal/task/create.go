@@ -63,6 +63,7 @@ func (s *Set) Create(ctx context.Context, req CreateRequest) (_ int, err error) 
 	}
 	p := c.init
 	defer p.unlock()
+	s.background(cgroup.Anticipate)
 	var steps undo.Stack
 	defer func() {
 		if err != nil {
@@ -421,7 +422,7 @@ func (p *process) execute(ctx context.Context, host isolation.Host, logFile stri
 	select {
 	case exit, ok = <-end:
 	case <-ctx.Done():
-		err := stopRuntime(ctx, host, runtime.Serial, end)
+		exit, err := stopRuntime(ctx, host, runtime.Serial, end)
 		if err == nil {
 			set.ack(runtime.Serial)
 		}
@@ -448,23 +449,23 @@ const runtimePatience = 10 * time.Second
 
 // stopRuntime ends a runtime whose caller gave up, and the process it made: it
 // might still make what the caller undoes.
-func stopRuntime(ctx context.Context, host isolation.Host, serial uint64, end <-chan monitor.Exit) error {
+func stopRuntime(ctx context.Context, host isolation.Host, serial uint64, end <-chan monitor.Exit) (exit monitor.Exit, err error) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), runtimePatience+killTimeout)
 	defer cancel()
 	patience := time.After(runtimePatience)
 	for {
 		select {
-		case exit := <-end:
-			if exit.Adopted == nil {
-				return nil
+		case exit = <-end:
+			if exit.Adopted != nil {
+				err = kill(ctx, host, exit.Adopted.Serial)
 			}
-			return kill(ctx, host, exit.Adopted.Serial)
+			return exit, err
 		case <-patience:
 			if err := kill(ctx, host, serial); err != nil {
-				return err
+				return exit, err
 			}
 		case <-ctx.Done():
-			return fmt.Errorf("stop OCI runtime: %w", ctx.Err())
+			return exit, fmt.Errorf("stop OCI runtime: %w", ctx.Err())
 		}
 	}
 }

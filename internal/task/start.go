@@ -12,6 +12,7 @@ import (
 	"github.com/containerd/typeurl/v2"
 	"golang.org/x/sys/unix"
 
+	"caisson/internal/cgroup"
 	"caisson/internal/fault"
 	"caisson/internal/monitor"
 	"caisson/internal/oci"
@@ -91,7 +92,10 @@ func (p *process) release(ctx context.Context) error {
 	if refused := exitStatus(exit.Status); err == nil && (quick == nil || refused > 0 && refused <= oci.ReleaseRefused) {
 		exit, err = p.execute(ctx, host, logFile, monitor.SpawnRequest{Args: p.c.Runtime.StartArgs(p.c.ID, logFile)})
 	}
-	if err == nil && exitStatus(exit.Status) != 0 {
+	switch ended := exit.Serial != 0; {
+	case ended && exitStatus(exit.Status) == 0:
+		err = nil // even if the caller gave up meanwhile: it runs
+	case err == nil:
 		err = p.c.Runtime.Explain("start", logFile, failed(exit))
 	}
 	fault.Point("runtime:started")
@@ -185,6 +189,7 @@ func (s *Set) Exec(ctx context.Context, req ExecRequest) error {
 	if ending {
 		return fmt.Errorf("%v: the container has ended: %w", p, errdefs.ErrFailedPrecondition)
 	}
+	s.background(cgroup.Anticipate)
 	fault.Point("task:exec")
 	if err = statefile.Write(p.specPath(), spec); err == nil {
 		err = p.save()
