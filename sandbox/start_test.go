@@ -1,6 +1,7 @@
 package sandbox
 
 import (
+	"context"
 	"os"
 	"path/filepath"
 	"slices"
@@ -73,5 +74,42 @@ func TestStartOfALostFIFO(t *testing.T) {
 	}
 	if _, err := r.tasks("sb").Start(r.ctx(), "c", ""); err == nil || !strings.Contains(err.Error(), "runc start: ") {
 		t.Errorf("error %v", err)
+	}
+}
+
+// TestStartIsGivenUp: a runtime under way goes on, and what it has started runs, whoever
+// still wants to know.
+func TestStartIsGivenUp(t *testing.T) {
+	r := newRig(t)
+	r.run("sb", &api.Options{})
+	starts, runtime := filepath.Join(r.dir, "starts"), filepath.Join(r.dir, "slow-runc")
+	script := "#!/bin/sh\ncase \"$*\" in *' start '*) : >" + starts + "; busybox sleep 1;; esac\nexec runc \"$@\"\n"
+	if err := os.WriteFile(runtime, []byte(script), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	opts, err := typeurl.MarshalAny(&options.Options{BinaryName: runtime})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.tasks("sb").Create(r.ctx(), task.CreateRequest{ID: "c", Bundle: r.bundle("c", "exit 7"), Options: opts}); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(r.ctx())
+	defer cancel()
+	started := make(chan error, 1)
+	go func() {
+		_, err := r.tasks("sb").Start(ctx, "c", "")
+		started <- err
+	}()
+	r.eventually("the runtime starts the container", func() bool { _, err := os.Stat(starts); return err == nil })
+	cancel()
+	if err := <-started; err != nil {
+		t.Errorf("it runs: %v", err)
+	}
+	if exit := r.wait("sb", "c"); exit.Status != 7 {
+		t.Errorf("exit %+v", exit)
+	}
+	if n := r.count("start c"); n != 1 {
+		t.Errorf("events %q", r.events.all())
 	}
 }
