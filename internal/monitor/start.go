@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"caisson/internal/fault"
+	"caisson/internal/reap"
 )
 
 // backlog is how many connections wait for the monitor to accept them.
@@ -91,6 +92,7 @@ func start(ctx context.Context, cfg Config) (_ *Conn, err error) {
 	finished := make(chan struct{})
 	var waitErr error
 	go func() {
+		awaitEnd(cmd.Process.Pid)
 		waitErr = cmd.Wait()
 		close(finished)
 	}()
@@ -107,6 +109,18 @@ func start(ctx context.Context, cfg Config) (_ *Conn, err error) {
 		return nil, err
 	}
 	return c, nil
+}
+
+// awaitEnd returns when the process, which is not reaped yet, has ended: only then to call
+// Wait saves the thread that would wait all that time. It may return before.
+func awaitEnd(pid int) {
+	fd, err := reap.Open(pid)
+	if err != nil {
+		return
+	}
+	pidfd := os.NewFile(uintptr(fd), "pidfd")
+	defer pidfd.Close()      // only looked at
+	_ = reap.AwaitEnd(pidfd) // else Wait waits
 }
 
 func ignoreDone(err error) error {

@@ -32,6 +32,19 @@ func Open(pid int) (fd int, err error) {
 	return fd, os.NewSyscallError("pidfd_open", err)
 }
 
+// AwaitEnd returns when the process of a pidfd from Open has ended, or the file is closed,
+// which is an error. Unlike Wait of os/exec it costs no thread meanwhile.
+func AwaitEnd(pidfd *os.File) error {
+	raw, err := pidfd.SyscallConn()
+	if err != nil {
+		return err
+	}
+	return raw.Read(func(fd uintptr) bool {
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0)
+		return n > 0 && err == nil
+	})
+}
+
 // Orphans reaps what this process inherits, until done is closed. On an error nothing
 // is inherited.
 //

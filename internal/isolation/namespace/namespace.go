@@ -208,14 +208,7 @@ func openProcess(pid int) (*os.File, error) {
 // outlive ends the connection when the monitor has ended. It ends itself then, or
 // when life is closed.
 func (in *instance) outlive(life *os.File) {
-	raw, err := life.SyscallConn()
-	if err == nil {
-		err = raw.Read(func(fd uintptr) bool {
-			n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0)
-			return n > 0 && err == nil
-		})
-	}
-	if err == nil {
+	if reap.AwaitEnd(life) == nil {
 		_ = in.conn.HangUp() // it is closed already, mostly
 	}
 }
