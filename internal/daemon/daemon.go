@@ -66,7 +66,6 @@ func Run(ctx context.Context, cfg config.Config) (err error) {
 	if err := serveDebug(ctx, &steps, cfg); err != nil {
 		return err
 	}
-	giveBack(&steps)
 	parts, err := wire(ctx, &steps, cfg)
 	if err != nil {
 		return err

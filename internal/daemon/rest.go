@@ -2,41 +2,36 @@ package daemon
 
 import (
 	"context"
+	"math"
 	"runtime/debug"
-	"runtime/metrics"
 	"sync"
 	"time"
 
 	"caisson/internal/undo"
 )
 
-const (
-	// restInterval is how often the daemon looks whether it has come to rest.
-	restInterval = 5 * time.Second
-	// restAllocs is how much it allocates in that time at most while it rests: answers
-	// to a kubelet's questions, not pods.
-	restAllocs = 8 << 20
-	// restDue is how much it must have allocated since it last gave memory back.
-	restDue = 16 << 20
-)
+// restInterval is how long no container comes or goes before the daemon counts as at rest.
+const restInterval = 5 * time.Second
 
 // giveBack gives the memory that a burst of work has left back to the system once the
-// daemon has come to rest. Go does that by itself, but keeps twice of what is in use
-// for a next burst: on a node that may be hours away, and pods could use it.
-func giveBack(steps *undo.Stack) {
+// daemon has come to rest: when no event was published for a while, of which events tells
+// the number. Go does that by itself, but keeps twice of what is in use for a next burst:
+// on a node that may be hours away, and pods could use it.
+func giveBack(steps *undo.Stack, events func() uint64) {
 	ctx, cancel := context.WithCancel(context.Background())
 	var done sync.WaitGroup
 	done.Go(func() {
 		tick := time.NewTicker(restInterval)
 		defer tick.Stop()
-		for last, given := uint64(0), uint64(0); ; {
+		given := uint64(math.MaxUint64) // never: a start is a burst, too
+		for last := events(); ; {
 			select {
 			case <-ctx.Done():
 				return
 			case <-tick.C:
 			}
-			now := allocated()
-			if now-last < restAllocs && now-given > restDue {
+			now := events()
+			if now == last && now != given {
 				debug.FreeOSMemory()
 				given = now
 			}
@@ -48,11 +43,4 @@ func giveBack(steps *undo.Stack) {
 		done.Wait()
 		return nil
 	})
-}
-
-// allocated is how many bytes were allocated since the start.
-func allocated() uint64 {
-	sample := []metrics.Sample{{Name: "/gc/heap/allocs:bytes"}}
-	metrics.Read(sample)
-	return sample[0].Value.Uint64()
 }

@@ -48,6 +48,7 @@ func wire(ctx context.Context, steps *undo.Stack, cfg config.Config) (*parts, er
 	if err != nil {
 		return nil, err
 	}
+	giveBack(steps, journal.Last)
 	networks, err := network.New(network.Config{
 		NetNSDir:   filepath.Join(cfg.State, "netns"),
 		CNIConfDir: cfg.Network.CNIConfDir,

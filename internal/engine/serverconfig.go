@@ -134,6 +134,10 @@ func defaults(cfg Config) table {
 			"default_runtime_name": Sandboxer,
 			"runtimes":             handlers,
 		},
+		// How often CRI looks at each pod and container for the processor time that it
+		// uses a second. Each second, as containerd has it, that is most of what an idle
+		// node does; the kubelet, who asks, does so every ten.
+		"stats_collect_period": "10s",
 	}
 	cni := table{}
 	if cfg.CNIConfDir != "" {

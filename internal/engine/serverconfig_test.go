@@ -70,6 +70,9 @@ func TestDefaultsOfPlugins(t *testing.T) {
 	if at(t, plugins, pluginRuntime, "cni", "conf_dir") != "/cni/conf" {
 		t.Error("CNI directory")
 	}
+	if at(t, plugins, pluginRuntime, "stats_collect_period") != "10s" {
+		t.Error("period of CRI's statistics")
+	}
 	if at(t, plugins, pluginGRPC, "address") != cfg.Address || at(t, plugins, pluginTTRPC, "address") != cfg.Address+".ttrpc" {
 		t.Error("addresses")
 	}

@@ -355,6 +355,13 @@ func (j *Journal) Unsent() int {
 	return len(j.pending)
 }
 
+// Last returns the number of the last event; there was one since if it has grown.
+func (j *Journal) Last() uint64 {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.lastSeq
+}
+
 // Close refuses further events, lets the attempt in flight finish and waits for the sender;
 // when ctx ends first, the attempt is cut short. What is unsent then is sent after the next
 // Open. Close may be repeated.
