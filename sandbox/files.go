@@ -7,6 +7,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/containerd/containerd/v2/core/mount"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -226,22 +227,31 @@ func (b *box) mountRootfs() error {
 // unmountFiles unmounts what is mounted in the sandbox's directory. It may be
 // repeated.
 func (b *box) unmountFiles() error {
-	for _, name := range []string{"etc", "shm", "rootfs"} {
-		path := b.path(name)
-		err := fault.Fail("sandbox:unmount", unix.EBUSY)
-		if err == nil {
-			err = mount.UnmountAll(path, unix.UMOUNT_NOFOLLOW)
+	names := []string{"etc", "shm", "rootfs"}
+	errs := make([]error, len(names))
+	var work sync.WaitGroup
+	for i, name := range names {
+		work.Go(func() { errs[i] = b.unmountFile(name) })
+	}
+	work.Wait()
+	return errors.Join(errs...)
+}
+
+func (b *box) unmountFile(name string) error {
+	path := b.path(name)
+	err := fault.Fail("sandbox:unmount", unix.EBUSY)
+	if err == nil {
+		err = mount.UnmountAll(path, unix.UMOUNT_NOFOLLOW)
+	}
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		// Somebody is in there. The mount goes when they do.
+		if err := unix.Unmount(path, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil {
+			return fmt.Errorf("sandbox %q: unmount %s: %w", b.k.id, path, err)
 		}
-		if err != nil && !errors.Is(err, os.ErrNotExist) {
-			// Somebody is in there. The mount goes when they do.
-			if err := unix.Unmount(path, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil {
-				return fmt.Errorf("sandbox %q: unmount %s: %w", b.k.id, path, err)
-			}
-		}
-		// Not RemoveAll: what is still mounted must not be emptied.
-		if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
-			return fmt.Errorf("sandbox %q: %w", b.k.id, err)
-		}
+	}
+	// Not RemoveAll: what is still mounted must not be emptied.
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("sandbox %q: %w", b.k.id, err)
 	}
 	return nil
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"time"
 
 	core "github.com/containerd/containerd/v2/core/sandbox"
@@ -203,13 +204,8 @@ func (b *box) remove(ctx context.Context) error {
 		if err := b.teardownNetwork(ctx); err != nil {
 			return err
 		}
-	} else {
-		if err := b.removeCgroup(ctx); err != nil {
-			return err
-		}
-		if err := b.unlisten(Endpoint.Remove); err != nil {
-			return err
-		}
+	} else if err := b.dismantle(ctx); err != nil {
+		return err
 	}
 	if rec.Kind == kindSandbox {
 		if err := b.deleteRecord(ctx); err != nil {
@@ -224,6 +220,18 @@ func (b *box) remove(ctx context.Context) error {
 	b.tasks.Close()
 	b.c.drop(b)
 	return nil
+}
+
+// dismantle removes what a sandbox has besides its record and its directory. The kernel
+// takes its time for cgroups and for mounts: neither waits for the other.
+func (b *box) dismantle(ctx context.Context) error {
+	var cgroupErr, mountErr error
+	var work sync.WaitGroup
+	work.Go(func() { cgroupErr = b.removeCgroup(ctx) })
+	work.Go(func() { mountErr = b.unmountFiles() })
+	err := b.unlisten(Endpoint.Remove)
+	work.Wait()
+	return errors.Join(cgroupErr, mountErr, err)
 }
 
 // noteRemoval lets the next daemon finish the removal if this one does not.
