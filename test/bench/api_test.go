@@ -34,7 +34,7 @@ const apiGroup = "Sandbox API, host network"
 func benchAPI(t *testing.T, r *recorder) {
 	h := harness.Start(t, daemon.Options{Engine: daemon.EngineEmbedded, LogLevel: logLevel})
 	remote := proxy.NewSandboxController(sandboxapi.NewControllerClient(h.SandboxerConn()), harness.Sandboxer)
-	local := localController(t)
+	local, pooled := localController(t, 0), localController(t, 4)
 	floor := buildFloor(t)
 	for round := range 3 * *rounds {
 		into := r
@@ -44,7 +44,7 @@ func benchAPI(t *testing.T, r *recorder) {
 		for _, c := range []struct {
 			side string
 			core.Controller
-		}{{"caisson, in process", local}, {"caisson, gRPC", remote}} {
+		}{{"caisson, in process", local}, {"caisson, in process, from a pool", pooled}, {"caisson, gRPC", remote}} {
 			oneSandbox(t, into, c.side, c, fmt.Sprintf("api%d", round))
 		}
 		into.add(apiGroup, "Create + Start", "ms", "C program", floor()/1000)
@@ -79,8 +79,8 @@ func oneSandbox(t *testing.T, r *recorder, side string, c core.Controller, id st
 	r.took(apiGroup, "Stop + Shutdown", side, at)
 }
 
-// localController is what a daemon is made of, without one.
-func localController(t *testing.T) *sandbox.Controller {
+// localController is what a daemon is made of, without one, and with a pool of that size.
+func localController(t *testing.T, pool int) *sandbox.Controller {
 	t.Helper()
 	dir, err := os.MkdirTemp("/run", "b")
 	if err != nil {
@@ -100,10 +100,12 @@ func localController(t *testing.T) *sandbox.Controller {
 	fail(err)
 	program, err := monitor.Install(filepath.Join(dir, "libexec"))
 	fail(err)
+	waiting, err := namespace.OpenPool(t.Context(), program, filepath.Join(dir, "pool"), pool)
+	fail(err)
 	cgroup := filepath.Base(dir) + "-bench"
 	ctl := sandbox.NewController(sandbox.Config{
 		Store: store, Dir: filepath.Join(dir, "s"), Cgroup: "/" + cgroup,
-		Isolations: []sandbox.NamedIsolation{{Name: namespace.Name, Isolation: namespace.New(program, nil)}},
+		Isolations: []sandbox.NamedIsolation{{Name: namespace.Name, Isolation: namespace.New(program, waiting)}},
 		Network:    networks, DefaultNetwork: network.Host, Events: journal,
 		Runtime: sandbox.RuntimeConfig{Name: "runc", Root: filepath.Join(dir, "runc")},
 	})
@@ -111,7 +113,7 @@ func localController(t *testing.T) *sandbox.Controller {
 	fail(err)
 	fail(ctl.Load(t.Context(), endpoints))
 	t.Cleanup(func() {
-		for _, err := range []error{ctl.Close(), journal.Close(context.Background()), store.Close(), os.RemoveAll(dir), removeGroup(cgroup)} {
+		for _, err := range []error{ctl.Close(), waiting.Close(), journal.Close(context.Background()), store.Close(), os.RemoveAll(dir), removeGroup(cgroup)} {
 			if err != nil {
 				t.Error(err)
 			}

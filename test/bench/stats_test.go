@@ -62,7 +62,7 @@ func benchStats(t *testing.T, r *recorder) {
 // localStats has a container in a controller of this process.
 func localStats(t *testing.T) statsOf {
 	t.Helper()
-	ctl, bundle := localController(t), makeBundle(t, "/caisson-stats/c")
+	ctl, bundle := localController(t, 0), makeBundle(t, "/caisson-stats/c")
 	ctx := namespaces.WithNamespace(t.Context(), "bench")
 	fail := func(err error) {
 		t.Helper()
