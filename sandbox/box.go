@@ -11,7 +11,6 @@ import (
 	"time"
 
 	"github.com/containerd/containerd/v2/core/mount"
-	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
 	"golang.org/x/sys/unix"
@@ -178,11 +177,7 @@ func (b *box) membership(containerID string) oci.Membership {
 
 func (b *box) path(name string) string { return filepath.Join(b.dir, name) }
 
-// context returns a context for work that no caller waits for.
-func (b *box) context() context.Context {
-	ctx := namespaces.WithNamespace(context.Background(), b.k.namespace)
-	return log.WithLogger(ctx, log.L.WithField("sandbox_id", b.k.id))
-}
+func (b *box) context() context.Context { return b.k.context() }
 
 func (b *box) lock(ctx context.Context) error {
 	if err := ctx.Err(); err != nil {

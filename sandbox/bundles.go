@@ -114,7 +114,7 @@ func (c *Controller) watchBundle(path string, k key) error {
 		return err
 	}
 	// It serves its client all the same.
-	log.L.WithError(err).WithField("sandbox_id", k.id).Warn("a container without a sandbox is not watched")
+	log.G(k.context()).WithError(err).Warn("a container without a sandbox is not watched")
 	return nil
 }
 

@@ -24,6 +24,7 @@ import (
 
 	"caisson/internal/isolation"
 	"caisson/internal/network"
+	"caisson/internal/subject"
 	"caisson/internal/task"
 )
 
@@ -107,6 +108,12 @@ var _ core.Controller = (*Controller)(nil)
 type key struct{ namespace, id string }
 
 func (k key) String() string { return k.namespace + "/" + k.id }
+
+// context returns a context for work on the sandbox that no caller waits for.
+func (k key) context() context.Context {
+	ctx := namespaces.WithNamespace(context.Background(), k.namespace)
+	return subject.With(ctx, subject.Subject{Namespace: k.namespace, SandboxID: k.id})
+}
 
 // hash is the name of the sandbox's directory: IDs may be too long for sockets.
 func (k key) hash() string {

@@ -103,7 +103,7 @@ func (c *Controller) Create(ctx context.Context, sb core.Sandbox, opts ...core.C
 		return err
 	}
 	fault.Point("sandbox:created")
-	log.G(ctx).WithField("sandbox_id", sb.ID).Info("sandbox created")
+	log.G(b.context()).Info("sandbox created")
 	return nil
 }
 

@@ -62,7 +62,7 @@ func (c *Controller) Start(ctx context.Context, sandboxID string) (_ core.Contro
 	}
 	fault.Point("sandbox:started")
 	c.background(cgroup.Anticipate) // its first container
-	log.G(ctx).WithField("sandbox_id", sandboxID).Info("sandbox started")
+	log.G(b.context()).Info("sandbox started")
 	return answer, nil
 }
 

@@ -81,7 +81,7 @@ func (b *box) end(ctx context.Context, grace time.Duration, status uint32, reaso
 	}
 	fault.Point("sandbox:stopped")
 	b.finish()
-	log.G(ctx).WithField("sandbox_id", b.k.id).WithField("reason", reason).Info("sandbox stopped")
+	log.G(b.context()).WithField("reason", reason).Info("sandbox stopped")
 	return nil
 }
 
@@ -179,7 +179,7 @@ func (c *Controller) Shutdown(ctx context.Context, sandboxID string) error {
 		return err
 	}
 	fault.Point("sandbox:removed")
-	log.G(ctx).WithField("sandbox_id", sandboxID).Info("sandbox removed")
+	log.G(b.context()).Info("sandbox removed")
 	return nil
 }
 

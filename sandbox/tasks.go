@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"caisson/internal/fault"
+	"caisson/internal/subject"
 	"caisson/internal/task"
 )
 
@@ -135,7 +136,7 @@ func (c *Controller) Cleanup(ctx context.Context, id, bundle string) (task.Exit,
 		return task.Exit{}, err
 	}
 	if err := c.Release(ctx, sandboxID); err != nil {
-		log.G(ctx).WithError(err).WithField("sandbox_id", sandboxID).Warn("release the sandbox of a container")
+		log.G(subject.With(ctx, subject.Subject{SandboxID: sandboxID})).WithError(err).Warn("release the sandbox of a container")
 	}
 	return exit, nil
 }
@@ -160,7 +161,7 @@ func (c *Controller) abandoned(ctx context.Context, id, sandboxID string) (task.
 	if err := b.remove(ctx); err != nil {
 		return task.Exit{}, err
 	}
-	log.G(ctx).WithField("sandbox_id", sandboxID).Warn("sandbox removed: containerd gave up on it")
+	log.G(b.context()).Warn("sandbox removed: containerd gave up on it")
 	rec := b.snapshot()
 	return task.Exit{Status: rec.ExitStatus, At: rec.ExitedAt}, nil
 }

@@ -31,6 +31,7 @@ import (
 	"caisson/internal/engine"
 	"caisson/internal/keeper"
 	"caisson/internal/service"
+	"caisson/internal/subject"
 	"caisson/internal/undo"
 	"caisson/internal/version"
 )
@@ -106,6 +107,7 @@ func setUpProcess(cfg config.Log) error {
 // setUpOnce is the part of setUpProcess that must not be done while something
 // runs already, as in a test with several daemons.
 var setUpOnce = sync.OnceFunc(func() {
+	log.L.Logger.AddHook(subject.LogHook{})
 	// gRPC's own log repeats, without context, what its callers report.
 	grpclog.SetLoggerV2(grpclog.NewLoggerV2(io.Discard, io.Discard, io.Discard))
 	// What is made must not depend on who starts the daemon.

@@ -171,7 +171,7 @@ func TestTerminalOutlivesItsLogger(t *testing.T) {
 		t.Fatal(err)
 	}
 	master, slave := openPTY(t)
-	if _, err := NewTerminal(master, cfg, nil); !errdefs.IsFailedPrecondition(err) {
+	if _, err := NewTerminal(t.Context(), master, cfg, nil); !errdefs.IsFailedPrecondition(err) {
 		t.Errorf("without the pipe: %v, want FailedPrecondition", err)
 	}
 	term := newTerminal(t, master, cfg, s.Keepers())

@@ -200,7 +200,7 @@ func start(t *testing.T, cmd *exec.Cmd) {
 func newTerminal(t *testing.T, master *os.File, cfg Config, kept map[string]*os.File) *Terminal {
 	t.Helper()
 	cfg.Terminal = true
-	term := must(NewTerminal(master, cfg, kept))(t)
+	term := must(NewTerminal(t.Context(), master, cfg, kept))(t)
 	t.Cleanup(func() {
 		if err := term.Close(); err != nil {
 			t.Error(err)

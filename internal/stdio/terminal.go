@@ -19,7 +19,8 @@ import (
 type Terminal struct {
 	master *os.File // non-blocking
 	name   string   // of stdout, for messages
-	input  *pump    // nil without stdin
+	log    *log.Entry
+	input  *pump // nil without stdin
 	output *pump
 	files  []*os.File // closed by Close, last
 	pumps  sync.WaitGroup
@@ -34,9 +35,10 @@ type Terminal struct {
 // NewTerminal begins to copy. The master comes from a ConsoleSocket, or after a daemon
 // restart from the monitor; kept are the keepers that Open returned (or the monitor did),
 // and may lack those of streams that cfg names by path. A logger's pipe must be among them.
-// The caller keeps his keepers; the master is the Terminal's once there is no error.
-func NewTerminal(master *os.File, cfg Config, kept map[string]*os.File) (*Terminal, error) {
-	t, err := prepareTerminal(master, cfg, kept)
+// The caller keeps his keepers; the master is the Terminal's once there is no error. ctx
+// is for the log alone: it says whose terminal this is.
+func NewTerminal(ctx context.Context, master *os.File, cfg Config, kept map[string]*os.File) (*Terminal, error) {
+	t, err := prepareTerminal(ctx, master, cfg, kept)
 	if err != nil {
 		return nil, fmt.Errorf("terminal: %w", err)
 	}
@@ -45,12 +47,12 @@ func NewTerminal(master *os.File, cfg Config, kept map[string]*os.File) (*Termin
 }
 
 // prepareTerminal opens all that is needed and takes the master over.
-func prepareTerminal(master *os.File, cfg Config, kept map[string]*os.File) (*Terminal, error) {
+func prepareTerminal(ctx context.Context, master *os.File, cfg Config, kept map[string]*os.File) (*Terminal, error) {
 	ts, err := cfg.targets()
 	if err != nil {
 		return nil, err
 	}
-	t := &Terminal{name: ts.stdout.path, closed: make(chan struct{}), quiet: make(chan struct{})}
+	t := &Terminal{name: ts.stdout.path, log: log.G(ctx).WithField("stdout", ts.stdout.path), closed: make(chan struct{}), quiet: make(chan struct{})}
 	t.close = sync.OnceValue(t.shutdown)
 	if err := t.open(master, ts, kept); err != nil {
 		return nil, errors.Join(err, t.closeFiles())
@@ -209,7 +211,7 @@ func (t *Terminal) copyOutput() {
 		t.outputErr = err
 		t.mu.Unlock()
 		if first {
-			log.L.WithError(err).WithField("stdout", t.name).Error("terminal: output cannot be delivered and is lost")
+			t.log.WithError(err).Error("terminal: output cannot be delivered and is lost")
 		}
 		if t.output.toFile {
 			continue // the chunk is lost; there may be space for the next
@@ -220,7 +222,7 @@ func (t *Terminal) copyOutput() {
 
 func (t *Terminal) copyInput() {
 	if err := t.input.run(); err != nil {
-		log.L.WithError(err).Warn("terminal: input stopped")
+		t.log.WithError(err).Warn("terminal: input stopped")
 	}
 }
 

@@ -71,7 +71,7 @@ func eachWay(t *testing.T, run func(t *testing.T, copied bool, open func(master 
 func openTerminal(t *testing.T, master *os.File, cfg Config, copied bool) *Terminal {
 	t.Helper()
 	cfg.Terminal = true
-	term, err := prepareTerminal(master, cfg, nil)
+	term, err := prepareTerminal(t.Context(), master, cfg, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -258,7 +258,7 @@ func TestNewTerminalRefuses(t *testing.T) {
 		"bad URI":      {master, Config{Stdout: "x"}, errdefs.IsInvalidArgument},
 	} {
 		before := len(openFiles())
-		if _, err := NewTerminal(tc.master, tc.cfg, nil); !tc.is(err) {
+		if _, err := NewTerminal(t.Context(), tc.master, tc.cfg, nil); !tc.is(err) {
 			t.Errorf("%s: %v", name, err)
 		}
 		if after := len(openFiles()); after != before {
@@ -296,7 +296,7 @@ func TestTerminalContinuesFromKeepers(t *testing.T) {
 // playDaemon is a daemon that is to be killed: descriptor 3 is the master.
 func playDaemon() {
 	cfg := Config{Stdin: os.Args[1], Stdout: os.Args[2], Terminal: true}
-	if _, err := NewTerminal(os.NewFile(3, "ptmx"), cfg, nil); err != nil {
+	if _, err := NewTerminal(context.Background(), os.NewFile(3, "ptmx"), cfg, nil); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}

@@ -121,13 +121,13 @@ func (c *container) cgroup() (*cgroup.Group, error) {
 // watch opens the container's cgroup and starts to report out-of-memory kills.
 // Failing that, the container runs all the same, unobserved, and the log says so.
 func (c *container) watch(ctx context.Context, group *cgroup.Group) {
-	wctx, cancel := context.WithCancel(c.set.context())
+	wctx, cancel := context.WithCancel(c.context())
 	ooms, err := group.WatchOOM(wctx)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.group, c.unwatch = group, cancel
 	if err != nil {
-		log.G(ctx).WithError(err).WithField("container_id", c.ID).Warn("out-of-memory kills of this container will only be reported when it ends")
+		log.G(c.context()).WithError(err).Warn("out-of-memory kills of this container will only be reported when it ends")
 		return
 	}
 	if c.released {
@@ -150,7 +150,7 @@ func (c *container) tellOOM(ctx context.Context, group *cgroup.Group) {
 	}
 	key := fmt.Sprintf("%s/%d", c.init.key("oom", rec.Serial), n)
 	if err := c.set.tell(ctx, key, &events.TaskOOM{ContainerID: c.ID}); err != nil {
-		log.G(ctx).WithError(err).WithField("container_id", c.ID).Error("publish out-of-memory kill")
+		log.G(c.context()).WithError(err).Error("publish out-of-memory kill")
 	}
 }
 
@@ -187,7 +187,7 @@ func (c *container) initEnded(ctx context.Context) {
 	defer limit.Stop()
 	for _, p := range c.allExecs() {
 		if !p.waitEnded(limit.C) {
-			log.G(ctx).WithField("exec", p.String()).Error("outlived its container's init; its exit will be told late")
+			log.G(p.context()).Error("outlived its container's init; its exit will be told late")
 			break
 		}
 	}

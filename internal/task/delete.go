@@ -56,13 +56,13 @@ func (s *Set) Delete(ctx context.Context, id, execID string) (Exit, error) {
 	switch rec := p.snapshot(); {
 	case rec.State == Stopped:
 	case rec.State == Created && rec.Serial == 0:
-		p.stop(s.context(), 0, time.Time{})
+		p.stop(p.context(), 0, time.Time{})
 		p.finish()
 	default:
 		return Exit{}, fmt.Errorf("%v is %s; kill it first: %w", p, rec.State, errdefs.ErrFailedPrecondition)
 	}
 	fault.Point("task:delete")
-	p.drain(s.context())
+	p.drain(p.context())
 	exit := p.snapshot().exit()
 	if err := noteDeleted(ctx, exit); err != nil {
 		return Exit{}, err
@@ -141,10 +141,10 @@ func (c *container) remove(ctx context.Context, exit Exit) error {
 	}
 	c.set.remove(c)
 	c.keepDeleted()
-	mourn := func() error { return c.mourn(c.set.context(), exit) }
+	mourn := func() error { return c.mourn(c.context(), exit) }
 	if err := mourn(); err != nil {
 		// It is gone all the same.
-		log.G(ctx).WithError(err).WithField("container_id", c.ID).Error("tell that a container was deleted")
+		log.G(c.context()).WithError(err).Error("tell that a container was deleted")
 		c.set.retry(mourn)
 	}
 	return nil

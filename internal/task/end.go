@@ -120,6 +120,6 @@ func (c *container) killGroup(ctx context.Context) {
 	kctx, cancel := context.WithTimeout(ctx, killTimeout)
 	defer cancel()
 	if err := group.Kill(kctx); err != nil && !errdefs.IsNotFound(err) {
-		log.G(ctx).WithError(err).WithField("container_id", c.ID).Error("kill what is left of a container")
+		log.G(c.context()).WithError(err).Error("kill what is left of a container")
 	}
 }

@@ -155,7 +155,7 @@ func (p *process) onHangup(h *stdio.Hangup) {
 		if !noticed {
 			return // Nobody waits for input any more.
 		}
-		ctx := p.c.set.context()
+		ctx := p.context()
 		if err := p.closeStdin(ctx); err != nil {
 			log.G(ctx).WithError(err).Warn("close stdin")
 		}
@@ -287,7 +287,7 @@ func (p *process) keepTerminal(ctx context.Context, host isolation.Host, master 
 }
 
 func (p *process) copyTerminal(master *os.File, kept map[string]*os.File) error {
-	term, err := stdio.NewTerminal(master, p.snapshot().Stdio, kept)
+	term, err := stdio.NewTerminal(p.context(), master, p.snapshot().Stdio, kept)
 	if err != nil {
 		return errors.Join(fmt.Errorf("%v: %w", p, err), master.Close())
 	}
@@ -345,10 +345,10 @@ func (p *process) drain(ctx context.Context) {
 		dctx, cancel := context.WithTimeout(ctx, drainTimeout)
 		defer cancel()
 		if err := term.Wait(dctx); err != nil {
-			log.G(ctx).WithError(err).WithField("process", p.String()).Warn("terminal closed with output that nobody read")
+			log.G(ctx).WithError(err).Warn("terminal closed with output that nobody read")
 		}
 		if err := term.Close(); err != nil {
-			log.G(ctx).WithError(err).WithField("process", p.String()).Warn("close terminal")
+			log.G(ctx).WithError(err).Warn("close terminal")
 		}
 	})
 }

@@ -124,7 +124,7 @@ func (p *process) tellTurn(ctx context.Context) {
 			if !p.current() {
 				return nil
 			}
-			return p.tryTellTurn(p.c.set.context())
+			return p.tryTellTurn(p.context())
 		})
 	}
 }

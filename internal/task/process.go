@@ -239,7 +239,7 @@ func (p *process) lost() {
 
 // settleEnd records an end, tells it, and lets it go. The caller holds op.
 func (p *process) settleEnd(e monitor.Exit) {
-	ctx := p.c.set.context()
+	ctx := p.context()
 	rec := p.snapshot()
 	if rec.State != Stopped {
 		if p.execID == "" {
@@ -401,7 +401,7 @@ func (p *process) releaseIO(ctx context.Context) {
 			defer close(u.released)
 			select {
 			case <-u.Done():
-				p.endStream(p.c.set.context(), u.stream)
+				p.endStream(p.context(), u.stream)
 			case <-p.c.set.closing: // the next daemon sees to it
 			}
 			u.Close()

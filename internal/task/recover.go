@@ -20,6 +20,7 @@ import (
 	"caisson/internal/monitor"
 	"caisson/internal/statefile"
 	"caisson/internal/stdio"
+	"caisson/internal/subject"
 	"caisson/internal/undo"
 )
 
@@ -169,9 +170,10 @@ func (s *Set) killStrays(ctx context.Context, host isolation.Host, known survey,
 		if p, err := s.process(id, execID); err == nil && p.snapshot().Serial == r.Serial {
 			continue
 		}
-		log.G(ctx).WithField("tag", r.Tag).WithField("pid", r.Pid).Warn("kill a process whose start was not finished")
+		ctx := subject.With(ctx, subject.Subject{ContainerID: id, ExecID: execID})
+		log.G(ctx).WithField("pid", r.Pid).Warn("kill a process whose start was not finished")
 		if err := host.Signal(ctx, r.Serial, unix.SIGKILL); err != nil && !errdefs.IsNotFound(err) {
-			log.G(ctx).WithError(err).WithField("tag", r.Tag).Error("kill stray process")
+			log.G(ctx).WithError(err).Error("kill stray process")
 		}
 	}
 }
@@ -273,7 +275,7 @@ func (p *process) read(path string) error {
 
 // settle brings a loaded container and the monitor's view of it together.
 func (s *Set) settle(ctx context.Context, c *container, known survey) {
-	ctx = log.WithLogger(ctx, log.G(ctx).WithField("container_id", c.ID))
+	ctx = subject.With(ctx, subject.Subject{ContainerID: c.ID})
 	if c.init.rec.State == Adding {
 		log.G(ctx).Info("undo the creation that the last daemon did not finish")
 		err := undo.Try(ctx, func() error { return c.undoCreate(ctx) })
@@ -342,7 +344,7 @@ func (c *container) undoCreate(ctx context.Context) error {
 func (c *container) retell(ctx context.Context, publish func(context.Context) error) {
 	if err := publish(ctx); err != nil {
 		log.G(ctx).WithError(err).Error("publish what the last daemon did")
-		c.set.retry(func() error { return publish(c.set.context()) })
+		c.set.retry(func() error { return publish(c.context()) })
 	}
 }
 
@@ -396,7 +398,7 @@ func (p *process) resume(ctx context.Context, alive map[uint64]monitor.Record) {
 		}
 	case rec.Serial == 0:
 	case !known:
-		log.G(ctx).WithField("process", p.String()).Warn("ended while nobody watched")
+		log.G(p.context()).Warn("ended while nobody watched")
 		p.ended(monitor.Exit{Process: monitor.Process{Serial: rec.Serial, Pid: rec.Pid}, Status: unknownExit << 8, ExitedAt: time.Now()})
 	default:
 		if p.execID != "" || rec.State == Created {

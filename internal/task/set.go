@@ -28,6 +28,7 @@ import (
 	"caisson/internal/isolation"
 	"caisson/internal/monitor"
 	"caisson/internal/oci"
+	"caisson/internal/subject"
 )
 
 // Publisher takes task events. Publish returns when the event is safe from a
@@ -177,7 +178,17 @@ func (s *Set) allLocked() []*container {
 // context returns a context for work that no caller waits for.
 func (s *Set) context() context.Context {
 	ctx := namespaces.WithNamespace(context.Background(), s.cfg.Namespace)
-	return log.WithLogger(ctx, log.L.WithField("sandbox_id", s.cfg.SandboxID))
+	return subject.With(ctx, subject.Subject{Namespace: s.cfg.Namespace, SandboxID: s.cfg.SandboxID})
+}
+
+// context is the same for a container.
+func (c *container) context() context.Context {
+	return subject.With(c.set.context(), subject.Subject{ContainerID: c.ID})
+}
+
+// context is the same for a process.
+func (p *process) context() context.Context {
+	return subject.With(p.c.context(), subject.Subject{ExecID: p.execID})
 }
 
 func (s *Set) dir(containerID string) string {

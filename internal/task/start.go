@@ -122,7 +122,7 @@ func (p *process) runs(ctx context.Context, rec record) (pid int) {
 func (p *process) startExec(ctx context.Context) (int, error) {
 	c := p.c
 	fail := func(err error) (int, error) {
-		p.stop(c.set.context(), unknownExit, time.Now())
+		p.stop(p.context(), unknownExit, time.Now())
 		p.finish()
 		return 0, err
 	}
