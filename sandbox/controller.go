@@ -15,6 +15,7 @@ import (
 	"fmt"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	core "github.com/containerd/containerd/v2/core/sandbox"
@@ -93,6 +94,9 @@ type Controller struct {
 	bundles *bundles       // nil before Load
 	closed  chan struct{}
 	close   func() error
+
+	// Sandboxes that ended by themselves, see Deaths.
+	deadMonitors, deadHolders atomic.Uint64
 
 	mu    sync.Mutex // guards the fields below
 	ended bool       // no new watchers

@@ -169,6 +169,18 @@ func (r *rig) checkFallen(victim string, exits []string) {
 	if err != nil || status.State != stateNotReady || !strings.Contains(status.Info["info"], victim+" died") {
 		r.t.Errorf("status %+v, %v", status, err)
 	}
+	monitors, holders := r.ctl.Deaths()
+	if want := map[string][2]uint64{"monitor": {1, 0}, "holder": {0, 1}}[victim]; want != [2]uint64{monitors, holders} {
+		r.t.Errorf("%d monitors and %d holders died", monitors, holders)
+	}
+	states, reports := r.ctl.States(), r.ctl.Reports()
+	if states[Ready] != 1 || states[Stopped] != 1 || len(states) != len(allowed) {
+		r.t.Errorf("states: %v", states)
+	}
+	if len(reports) != 2 || reports[0].ID != "other" || reports[0].MonitorPid == 0 || !slices.Equal(reports[0].Containers, []string{"spared"}) ||
+		reports[1].State != Stopped || reports[1].MonitorPid != 0 || !strings.Contains(reports[1].Reason, victim+" died") {
+		r.t.Errorf("reports: %+v", reports)
+	}
 	inSandbox := func(list []string) (found []string) {
 		for _, p := range list {
 			group, _ := os.ReadFile(strings.Fields(p)[0] + "/cgroup")

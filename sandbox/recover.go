@@ -174,6 +174,7 @@ func (b *box) resume(ctx context.Context) error {
 	case Ready:
 		err := b.reconnect(ctx)
 		if gone(err) {
+			b.c.deadMonitors.Add(1)
 			log.G(ctx).WithError(err).Error("sandbox ended while no daemon was there")
 			err = b.end(ctx, 0, 255, "its monitor died while no daemon was there")
 		}

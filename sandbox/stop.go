@@ -154,12 +154,15 @@ func (b *box) endFallen(ctx context.Context, inst isolation.Instance) error {
 	if other := b.instance(); !b.c.current(b) || b.snapshot().State == Stopped || other != nil && other != inst {
 		return nil // A Stop was faster.
 	}
-	reason, status := "its monitor died", uint32(255)
+	reason, status, deaths := "its monitor died", uint32(255), &b.c.deadMonitors
 	if exit := inst.Exit(); exit != nil {
-		reason = "its holder died"
+		reason, deaths = "its holder died", &b.c.deadHolders
 		if status = uint32(exit.Status.ExitStatus()); exit.Status.Signaled() {
 			status = 128 + uint32(exit.Status.Signal())
 		}
+	}
+	if b.snapshot().State == Ready { // the first attempt
+		deaths.Add(1)
 	}
 	log.G(ctx).WithField("reason", reason).Error("sandbox ended by itself")
 	return b.end(ctx, 0, status, reason)

@@ -21,6 +21,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -67,6 +68,7 @@ type Keeper struct {
 	closed  chan struct{} // closed by Close
 	quiesce func()
 	wg      sync.WaitGroup // watch
+	deaths  atomic.Uint64
 
 	mu      sync.Mutex // guards the fields below
 	conn    *monitor.Conn
@@ -106,6 +108,9 @@ func Open(ctx context.Context, cfg Config) (_ *Keeper, err error) {
 	k.wg.Go(k.watch)
 	return k, nil
 }
+
+// Deaths is how often the keeper's process has ended since Open.
+func (k *Keeper) Deaths() uint64 { return k.deaths.Load() }
 
 func (k *Keeper) start(ctx context.Context) (*monitor.Conn, error) {
 	return monitor.Start(ctx, monitor.Config{Binary: k.cfg.Binary, Dir: k.cfg.Dir, Name: name})
@@ -209,6 +214,7 @@ func (k *Keeper) watch() {
 		k.up = make(chan struct{})
 		old := k.conn
 		k.mu.Unlock()
+		k.deaths.Add(1)
 		log.L.WithError(old.Err()).Error("the keeper of connections died")
 		for {
 			err := k.restart()

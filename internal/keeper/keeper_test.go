@@ -420,6 +420,9 @@ func TestKeeperDies(t *testing.T) {
 	second := r.dial()
 	send(t, second, call(1, "Connect", nil))
 	expectCall(t, accept(t, r.l), 1, "Connect", false)
+	if n := k.Deaths(); n != 1 {
+		t.Errorf("%d keepers died", n)
+	}
 	kill(k)
 	k = r.open()
 	if k.conn.Pid() == old {

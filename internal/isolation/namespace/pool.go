@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -37,6 +38,28 @@ type Pool struct {
 	closing     chan struct{}
 	filler      sync.WaitGroup
 	close       func() error
+
+	size          int
+	waiting       atomic.Int64
+	taken, missed atomic.Uint64
+	died          atomic.Uint64
+}
+
+// PoolCounts tell how a pool does.
+type PoolCounts struct {
+	Size    int    // how many monitors are to wait
+	Waiting int    // how many do
+	Taken   uint64 // sandboxes that got one
+	Missed  uint64 // sandboxes that got none, although there is a pool
+	Died    uint64 // monitors that ended while they waited
+}
+
+// Counts are since the pool was opened.
+func (p *Pool) Counts() PoolCounts {
+	return PoolCounts{
+		Size: p.size, Waiting: int(p.waiting.Load()),
+		Taken: p.taken.Load(), Missed: p.missed.Load(), Died: p.died.Load(),
+	}
 }
 
 // waiting is a monitor in a directory of its own.
@@ -61,7 +84,7 @@ func OpenPool(ctx context.Context, monitorBinary, dir string, size int) (*Pool, 
 	if err != nil {
 		return nil, fmt.Errorf("pool of monitors: %w", err)
 	}
-	p := &Pool{binary: monitorBinary, dir: dir, ready: make(chan waiting, max(size-1, 0)), closing: make(chan struct{})}
+	p := &Pool{binary: monitorBinary, dir: dir, size: size, ready: make(chan waiting, max(size-1, 0)), closing: make(chan struct{})}
 	if size > 0 {
 		p.filler.Go(p.fill)
 	}
@@ -117,12 +140,15 @@ func (p *Pool) fill() {
 				return
 			}
 		}
+		p.waiting.Add(1)
 		select {
 		case p.ready <- w:
 			continue
 		case <-w.conn.Done(): // somebody killed it
+			p.died.Add(1)
 		case <-p.closing:
 		}
+		p.waiting.Add(-1)
 		if err := w.end(); err != nil {
 			log.L.WithError(err).Warn("end a monitor that waits for a sandbox")
 		}
@@ -153,7 +179,11 @@ func (p *Pool) take(ctx context.Context, dir, name string) *monitor.Conn {
 		var w waiting
 		select {
 		case w = <-p.ready:
+			p.waiting.Add(-1)
 		default:
+			if p.size > 0 {
+				p.missed.Add(1)
+			}
 			return nil
 		}
 		err := w.conn.Move(ctx, dir, name)
@@ -161,6 +191,7 @@ func (p *Pool) take(ctx context.Context, dir, name string) *monitor.Conn {
 			err = os.Remove(w.dir)
 		}
 		if err == nil {
+			p.taken.Add(1)
 			return w.conn
 		}
 		log.G(ctx).WithError(err).Warn("a monitor that waited cannot be used")

@@ -157,6 +157,9 @@ func TestPool(t *testing.T) {
 		}
 		r.start(p)
 	}
+	if c := p.Counts(); c.Size != 3 || c.Taken+c.Missed != 5 || c.Taken == 0 || c.Died != 0 || c.Waiting < 0 || c.Waiting > 3 {
+		t.Errorf("counts: %+v", c)
+	}
 	// Without a program of its own, it can only be one that waits.
 	taken := filepath.Join(r.dir, "taken")
 	if err := os.Mkdir(taken, 0o700); err != nil {
@@ -197,6 +200,9 @@ func TestPoolTakesWhatWaits(t *testing.T) {
 		if pid != waits {
 			t.Errorf("took %d, %d waited", pid, waits)
 		}
+	}
+	if c := p.Counts(); c.Taken != 3 {
+		t.Errorf("counts: %+v", c)
 	}
 	r.close(p)
 }
