@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"caisson/internal/fault"
+	"caisson/internal/tracing"
 )
 
 // Conn is a connection to a monitor. Its methods may be called concurrently.
@@ -234,6 +235,13 @@ type request struct {
 
 // call sends a request and waits for its reply, whose files are the caller's.
 func (c *Conn) call(ctx context.Context, r request) (reply, error) {
+	ctx, end := tracing.Child(ctx, spans[r.typ])
+	rep, err := c.exchange(ctx, r)
+	end(err)
+	return rep, err
+}
+
+func (c *Conn) exchange(ctx context.Context, r request) (reply, error) {
 	ch := make(chan reply, 1)
 	c.mu.Lock()
 	for c.lastID++; c.lastID == 0 || c.pending[c.lastID] != nil; c.lastID++ {

@@ -52,6 +52,25 @@ const (
 	flagMore       = 1
 )
 
+// spans are the names of requests in traces.
+var spans = map[uint16]string{
+	msgHello:     "monitor.hello",
+	msgHold:      "monitor.hold",
+	msgSpawn:     "monitor.spawn",
+	msgSignal:    "monitor.signal",
+	msgList:      "monitor.list",
+	msgSubscribe: "monitor.subscribe",
+	msgAck:       "monitor.ack",
+	msgKeep:      "monitor.keep",
+	msgFetch:     "monitor.fetch",
+	msgDrop:      "monitor.drop",
+	msgKept:      "monitor.kept",
+	msgEnd:       "monitor.end",
+	msgAccept:    "monitor.accept",
+	msgGreet:     "monitor.greet",
+	msgTitle:     "monitor.title",
+}
+
 type header struct {
 	version, typ uint16
 	id, flags    uint32

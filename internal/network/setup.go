@@ -9,6 +9,7 @@ import (
 	"github.com/containerd/errdefs"
 
 	"caisson/internal/fault"
+	"caisson/internal/tracing"
 	"caisson/internal/undo"
 )
 
@@ -17,6 +18,8 @@ import (
 // asked FailedPrecondition. After an error nothing remains, or the error says
 // what does and Teardown can try again.
 func (m *Manager) Setup(ctx context.Context, req Request) (_ Result, err error) {
+	ctx, done := tracing.Child(ctx, "network.setup")
+	defer func() { done(err) }()
 	fail := func(err error) (Result, error) {
 		return Result{}, fmt.Errorf("network of sandbox %q: set up: %w", req.ID, err)
 	}

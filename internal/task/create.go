@@ -25,6 +25,7 @@ import (
 	"caisson/internal/oci"
 	"caisson/internal/request"
 	"caisson/internal/stdio"
+	"caisson/internal/tracing"
 	"caisson/internal/undo"
 )
 
@@ -401,6 +402,8 @@ func failed(exit monitor.Exit) error { return fmt.Errorf("exit status %d", exitS
 // execute runs an OCI runtime, which logs to logFile, through the monitor, so that the
 // daemon's end does not interrupt it, and returns how it ended.
 func (p *process) execute(ctx context.Context, host isolation.Host, logFile string, req monitor.SpawnRequest) (exit monitor.Exit, err error) {
+	ctx, done := tracing.Child(ctx, "runtime")
+	defer func() { done(err) }()
 	set := p.c.set
 	req.Tag, req.Dir, req.Env = cmp.Or(req.Tag, p.tag()), p.c.Bundle, environment()
 	end, err := set.expect(req.Tag)
