@@ -2,7 +2,7 @@
 // daemon's own keys beside everything containerd's configuration knows.
 //
 // The daemon's own keys are root, state, address, engine and the tables [log],
-// [runtime], [network], [containerd] and [pool]. containerd's keys (version, imports,
+// [runtime], [network], [containerd], [pool] and [telemetry]. containerd's keys (version, imports,
 // [plugins], [proxy_plugins], [grpc], ...) are not interpreted here; they come
 // out as Config.Passthrough for the embedded engine. A key that belongs to
 // neither is an error, because a misspelt setting that is silently ignored is
@@ -15,7 +15,9 @@ package config
 
 import (
 	"fmt"
+	"net"
 	"path/filepath"
+	"strconv"
 	"strings"
 
 	"github.com/containerd/errdefs"
@@ -67,6 +69,7 @@ type Config struct {
 	Network    Network
 	Containerd Containerd
 	Pool       Pool
+	Telemetry  Telemetry
 
 	// Passthrough is containerd's part of the file, by its top-level keys.
 	// Paths in imports have been made absolute. Nil when there is none.
@@ -109,6 +112,11 @@ type Containerd struct {
 // Pool is about what waits for sandboxes that are yet to come.
 type Pool struct {
 	Size int // monitors that wait; 0 is none
+}
+
+// Telemetry is about what is told to who watches the daemon.
+type Telemetry struct {
+	Address string // host:port where metrics and health are served to anybody; empty is nowhere
 }
 
 // maxPool is more than any machine can use.
@@ -204,6 +212,7 @@ func (c *Config) settings() []setting {
 		{"network.default", func() error { return checkChoice(c.Network.Default, networks) }},
 		{"containerd.address", func() error { return checkPath(c.Containerd.Address) }},
 		{"pool.size", func() error { return checkCount(c.Pool.Size, maxPool) }},
+		{"telemetry.address", func() error { return checkTCP(c.Telemetry.Address) }},
 	}
 	for _, dir := range c.Network.CNIBinDirs {
 		all = append(all, setting{"network.cni_bin_dirs", func() error { return checkPath(dir) }})
@@ -228,6 +237,17 @@ func checkPath(p string) error {
 func checkCount(n, most int) error {
 	if n < 0 || n > most {
 		return fmt.Errorf("%d is not a number from 0 to %d", n, most)
+	}
+	return nil
+}
+
+func checkTCP(address string) error {
+	if address == "" {
+		return nil
+	}
+	_, port, err := net.SplitHostPort(address)
+	if n, perr := strconv.ParseUint(port, 10, 16); err != nil || perr != nil || n == 0 {
+		return fmt.Errorf("%q must be host:port with a port from 1 to 65535, such as 127.0.0.1:9464", address)
 	}
 	return nil
 }

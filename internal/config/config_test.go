@@ -41,6 +41,8 @@ default = "host"
 [containerd]
 address = "/run/other.sock"
 keep_connections = false
+[telemetry]
+address = "[::1]:9464"
 `))
 	if err != nil {
 		t.Fatal(err)
@@ -51,6 +53,7 @@ keep_connections = false
 		Runtime:    Runtime{Default: "crun", Root: "/run/c/oci", SystemdCgroup: true, CgroupParent: "/ci.slice"},
 		Network:    Network{CNIConfDir: "/etc/cni", CNIBinDirs: []string{"/a", "/b"}, Default: NetworkHost},
 		Containerd: Containerd{Address: "/run/other.sock"},
+		Telemetry:  Telemetry{Address: "[::1]:9464"},
 		File:       "/etc/caisson/config.toml",
 	}
 	if diff := cmp.Diff(want, c); diff != "" {
@@ -121,6 +124,9 @@ func TestParseErrorsNameThePlace(t *testing.T) {
 		"inline":          {"network = {default = \"bridge\"}", "line 1: network.default"},
 		"bin dir":         {"[network]\ncni_bin_dirs = [\"bin\"]\n", "line 2: network.cni_bin_dirs"},
 		"runtime":         {"[runtime]\ndefault = \"./runc\"\n", "line 2: runtime.default"},
+		"no port":         {"[telemetry]\naddress = \"localhost\"\n", "line 2: telemetry.address: \"localhost\" must be host:port"},
+		"a path":          {"[telemetry]\naddress = \"/run/m.sock\"\n", "line 2: telemetry.address"},
+		"port 0":          {"[telemetry]\naddress = \":0\"\n", "line 2: telemetry.address"},
 		"duplicate":       {"root = \"/a\"\nroot = \"/b\"\n", "/c.toml"},
 		"upper case":      {"ROOT = \"x\"\n", "line 1: root"},
 	} {

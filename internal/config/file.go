@@ -47,6 +47,9 @@ type file struct {
 	Pool struct {
 		Size *int `toml:"size"`
 	} `toml:"pool"`
+	Telemetry struct {
+		Address *string `toml:"address"`
+	} `toml:"telemetry"`
 
 	// containerd's keys, typed as far as containerd types them, so that a
 	// wrong type is reported with its place in this file.
@@ -127,6 +130,7 @@ func (f *file) apply(c *Config) {
 	set(&c.Containerd.Address, f.Containerd.Address)
 	set(&c.Containerd.KeepConnections, f.Containerd.KeepConnections)
 	set(&c.Pool.Size, f.Pool.Size)
+	set(&c.Telemetry.Address, f.Telemetry.Address)
 }
 
 func set[T any](to, from *T) {

@@ -30,6 +30,7 @@ import (
 	"caisson/internal/config"
 	"caisson/internal/engine"
 	"caisson/internal/keeper"
+	"caisson/internal/otlp"
 	"caisson/internal/service"
 	"caisson/internal/subject"
 	"caisson/internal/undo"
@@ -64,14 +65,23 @@ func Run(ctx context.Context, cfg config.Config) (err error) {
 		"version": version.String(), "root": cfg.Root, "state": cfg.State, "engine": string(cfg.Engine), "config": cfg.File,
 	}).Info("caissond starts")
 
-	if err := serveDebug(ctx, &steps, cfg); err != nil {
-		return err
-	}
-	parts, err := wire(ctx, &steps, cfg)
+	spans, err := otlp.Open(ctx, version.String())
 	if err != nil {
 		return err
 	}
-	failed, err := serve(ctx, &steps, cfg, parts)
+	steps.Add("spans", spans.Close)
+	view := newView(cfg)
+	dumpOnSignal(ctx, &steps, cfg.State)
+	if err := view.serve(ctx, &steps); err != nil {
+		return err
+	}
+	observe := service.Observe{Calls: view.metrics, Traces: spans != nil}
+	parts, err := wire(ctx, &steps, cfg, observe)
+	if err != nil {
+		return err
+	}
+	view.watch(parts)
+	failed, err := serve(ctx, &steps, cfg, parts, observe)
 	if err != nil {
 		return err
 	}
@@ -80,6 +90,7 @@ func Run(ctx context.Context, cfg config.Config) (err error) {
 			return err
 		}
 	}
+	view.ready.Store(true)
 	notify(ctx, sd.SdNotifyReady)
 	log.G(ctx).WithField("address", listensAt(cfg)).Info("caissond is ready")
 
@@ -88,6 +99,7 @@ func Run(ctx context.Context, cfg config.Config) (err error) {
 		log.G(ctx).Info("caissond stops; sandboxes go on running")
 	case err = <-failed:
 	}
+	view.ready.Store(false)
 	notify(ctx, sd.SdNotifyStopping)
 	return err
 }
@@ -119,7 +131,7 @@ var setUpOnce = sync.OnceFunc(func() {
 
 // serve opens the sandboxer's sockets. The channel gets the error of a server
 // that ends by itself.
-func serve(ctx context.Context, steps *undo.Stack, cfg config.Config, p *parts) (failed <-chan error, err error) {
+func serve(ctx context.Context, steps *undo.Stack, cfg config.Config, p *parts, observe service.Observe) (failed <-chan error, err error) {
 	var listeners [3]net.Listener
 	for i, name := range []string{sandboxerSocket, sandboxerSocket + ttrpcSuffix, shimSocket} {
 		if listeners[i], err = listen(ctx, p.keeper, filepath.Join(cfg.State, name)); err != nil {
@@ -131,8 +143,8 @@ func serve(ctx context.Context, steps *undo.Stack, cfg config.Config, p *parts) 
 	}
 	sctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	group, gctx := errgroup.WithContext(sctx)
-	group.Go(func() error { return service.ServeGRPC(gctx, listeners[0], p.ctl, p.store) })
-	group.Go(func() error { return service.ServeTTRPC(gctx, listeners[1], p.ctl) })
+	group.Go(func() error { return service.ServeGRPC(gctx, listeners[0], p.sandboxes, p.store, observe) })
+	group.Go(func() error { return service.ServeTTRPC(gctx, listeners[1], p.sandboxes, observe) })
 	group.Go(func() error { return service.ServeShim(gctx, listeners[2], p.shim, version.String()) })
 
 	ended := make(chan error, 1)

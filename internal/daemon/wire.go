@@ -27,17 +27,19 @@ import (
 // with a sandbox that it was about to run. It finds a new daemon within seconds.
 const criPatience = 20 * time.Second
 
-// parts are what the sandboxer's sockets serve.
+// parts are what the sandboxer's sockets serve, and what an operator asks.
 type parts struct {
-	ctl    core.Controller
-	store  core.Store
-	shim   service.Shim
-	keeper *keeper.Keeper // nil: sockets end with the daemon
+	sandboxes *sandbox.Controller
+	store     core.Store
+	shim      service.Shim
+	keeper    *keeper.Keeper // nil: sockets end with the daemon
+	pool      *namespace.Pool
+	journal   *events.Journal
 }
 
 // wire makes the sandboxer and lets it take over what an earlier daemon left.
 // When it returns, each sandbox's own socket is served; the sandboxer's are not.
-func wire(ctx context.Context, steps *undo.Stack, cfg config.Config) (*parts, error) {
+func wire(ctx context.Context, steps *undo.Stack, cfg config.Config, observe service.Observe) (*parts, error) {
 	store, err := sandbox.OpenStore(filepath.Join(cfg.Root, "sandboxes.db"))
 	if err != nil {
 		return nil, err
@@ -90,7 +92,7 @@ func wire(ctx context.Context, steps *undo.Stack, cfg config.Config) (*parts, er
 	})
 	// The endpoints are never closed: containerd takes a broken connection for
 	// the end of a task, and the engine would see it before this process ends.
-	endpoints, err := service.NewEndpoints(context.WithoutCancel(ctx), ctl, kept)
+	endpoints, err := service.NewEndpoints(context.WithoutCancel(ctx), ctl, kept, observe)
 	if err != nil {
 		return nil, err
 	}
@@ -108,7 +110,10 @@ func wire(ctx context.Context, steps *undo.Stack, cfg config.Config) (*parts, er
 		return nil, fmt.Errorf("take over connections: %w", err)
 	}
 	log.G(ctx).Info("connections taken over")
-	return &parts{ctl: ctl, store: store, shim: shimHelper{ctl, cfg.Runtime.Default, new(runtimes), remote}, keeper: kept}, nil
+	return &parts{
+		sandboxes: ctl, store: store, keeper: kept, pool: pool, journal: journal,
+		shim: shimHelper{ctl, cfg.Runtime.Default, new(runtimes), remote},
+	}, nil
 }
 
 // openKeeper finds what keeps the connections of a containerd beside the daemon.

@@ -26,6 +26,7 @@ import (
 	srvconfig "github.com/containerd/containerd/v2/cmd/containerd/server/config"
 	_ "github.com/containerd/containerd/v2/core/metrics" // containerd's build information, as a metric
 	"github.com/containerd/containerd/v2/core/mount"
+	"github.com/containerd/containerd/v2/version"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
 )
@@ -70,6 +71,9 @@ type Engine struct {
 
 // started guards containerd's process-wide tables.
 var started atomic.Bool
+
+// Version is that of the containerd in this program.
+func Version() string { return version.Version }
 
 // Start brings the engine up and returns when gRPC, ttrpc and CRI answer. ctx
 // bounds the start only; a running engine ends with Stop. After an error the

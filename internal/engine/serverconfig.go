@@ -29,6 +29,8 @@ const (
 	pluginShim      = "io.containerd.shim.v1.manager"
 	pluginNRI       = "io.containerd.nri.v1.nri"
 	pluginOpt       = "io.containerd.internal.v1.opt"
+	pluginTracing   = "io.containerd.internal.v1.tracing"
+	pluginOTLP      = "io.containerd.tracing.processor.v1.otlp"
 	pluginSandboxer = "io.containerd.sandbox.controller.v1." + Sandboxer
 )
 
@@ -61,6 +63,8 @@ func serverConfig(ctx context.Context, cfg Config) (*srvconfig.Config, error) {
 		own["address"] = address
 	}
 	out.Plugins = plugins
+	// They would make a second exporter: the daemon has made the process's.
+	out.DisabledPlugins = append(out.DisabledPlugins, pluginTracing, pluginOTLP)
 
 	if _, taken := out.ProxyPlugins[Sandboxer]; !taken {
 		out.ProxyPlugins[Sandboxer] = srvconfig.ProxyPlugin{Type: "sandbox", Address: cfg.SandboxerAddress}

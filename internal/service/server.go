@@ -34,12 +34,12 @@ const (
 // returns nil; it closes l. Calls that are cut off see a broken connection,
 // never an answer, because containerd takes any answered error of Wait for the
 // sandbox's end.
-func ServeGRPC(ctx context.Context, l net.Listener, ctl sandbox.Controller, store sandbox.Store) error {
-	srv := grpc.NewServer(
+func ServeGRPC(ctx context.Context, l net.Listener, ctl sandbox.Controller, store sandbox.Store, observe Observe) error {
+	srv := grpc.NewServer(append(observe.grpcOptions(),
 		grpc.MaxRecvMsgSize(maxMessage),
 		grpc.MaxSendMsgSize(maxMessage),
-		grpc.UnaryInterceptor(grpcCall),
-	)
+		grpc.UnaryInterceptor(observe.grpcCall),
+	)...)
 	api.RegisterControllerServer(srv, &controllerService{ctl: ctl})
 	api.RegisterStoreServer(srv, &storeService{store: store})
 	runtimeapi.RegisterSandboxServer(srv, &runtimeService{controller: controllerService{ctl: ctl}})
@@ -61,8 +61,8 @@ func ServeGRPC(ctx context.Context, l net.Listener, ctl sandbox.Controller, stor
 }
 
 // ServeTTRPC serves Sandbox on l until ctx ends, as ServeGRPC does.
-func ServeTTRPC(ctx context.Context, l net.Listener, ctl sandbox.Controller) error {
-	srv, err := NewTTRPCServer()
+func ServeTTRPC(ctx context.Context, l net.Listener, ctl sandbox.Controller, observe Observe) error {
+	srv, err := newTTRPCServer(nil, observe)
 	if err != nil {
 		return errors.Join(err, l.Close())
 	}
@@ -70,19 +70,15 @@ func ServeTTRPC(ctx context.Context, l net.Listener, ctl sandbox.Controller) err
 	return RunTTRPC(ctx, srv, l)
 }
 
-// NewTTRPCServer is a ttrpc server that requires a namespace with each call and
-// translates errors; services are registered by the caller.
-func NewTTRPCServer() (*ttrpc.Server, error) {
-	return newTTRPCServer(nil)
-}
-
-// newTTRPCServer is the same for connections that a keeper may have.
-func newTTRPCServer(k *keeper.Keeper) (*ttrpc.Server, error) {
-	call := ttrpcCall
+// newTTRPCServer is a ttrpc server that requires a namespace with each call and
+// translates errors; services are registered by the caller. A keeper, if there is
+// one, may have its connections.
+func newTTRPCServer(k *keeper.Keeper, observe Observe) (*ttrpc.Server, error) {
+	call := observe.ttrpcCall
 	if k != nil {
-		call = keptCall(k)
+		call = keptCall(k, call)
 	}
-	srv, err := ttrpc.NewServer(ttrpc.WithUnaryServerInterceptor(call))
+	srv, err := ttrpc.NewServer(ttrpc.WithUnaryServerInterceptor(observe.traced(call)))
 	if err != nil {
 		return nil, fmt.Errorf("ttrpc server: %w", err)
 	}
@@ -112,35 +108,8 @@ func RunTTRPC(ctx context.Context, srv *ttrpc.Server, l net.Listener) error {
 	return nil
 }
 
-// grpcCall is where an error becomes the wire's, and where a call gets
-// its namespace.
-func grpcCall(ctx context.Context, req any, _ *grpc.UnaryServerInfo, next grpc.UnaryHandler) (any, error) {
-	ctx, err := withNamespace(ctx)
-	if err != nil {
-		return nil, wireError(err)
-	}
-	resp, err := next(ctx, req)
-	if err != nil {
-		return nil, wireError(err)
-	}
-	return resp, nil
-}
-
-// ttrpcCall is the same for ttrpc.
-func ttrpcCall(ctx context.Context, decode ttrpc.Unmarshaler, _ *ttrpc.UnaryServerInfo, next ttrpc.Method) (any, error) {
-	ctx, err := withNamespace(ctx)
-	if err != nil {
-		return nil, wireError(err)
-	}
-	resp, err := next(ctx, decode)
-	if err != nil {
-		return nil, wireError(err)
-	}
-	return resp, nil
-}
-
-// keptCall is ttrpcCall for requests that may have come to an earlier daemon.
-func keptCall(k *keeper.Keeper) ttrpc.UnaryServerInterceptor {
+// keptCall is a call for requests that may have come to an earlier daemon.
+func keptCall(k *keeper.Keeper, call ttrpc.UnaryServerInterceptor) ttrpc.UnaryServerInterceptor {
 	return func(ctx context.Context, decode ttrpc.Unmarshaler, info *ttrpc.UnaryServerInfo, next ttrpc.Method) (any, error) {
 		req := k.Request(ctx)
 		if req.Again {
@@ -149,12 +118,9 @@ func keptCall(k *keeper.Keeper) ttrpc.UnaryServerInterceptor {
 		if !waits[path.Base(info.FullMethod)] {
 			defer k.Serving()()
 		}
-		return ttrpcCall(request.With(ctx, req), decode, info, next)
+		return call(request.With(ctx, req), decode, info, next)
 	}
 }
-
-// waits are the methods that no stop of the daemon waits for.
-var waits = map[string]bool{"Wait": true, "WaitSandbox": true}
 
 // withNamespace turns the namespace of the call's metadata into the context's,
 // where it holds for the calls that follow from this one.

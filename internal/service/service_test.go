@@ -53,8 +53,8 @@ func serve(t *testing.T, ctl sandbox.Controller, store sandbox.Store) server {
 	ctx, cancel := context.WithCancel(context.Background())
 	gl, tl := listen(t, s.dir+"/g"), listen(t, s.dir+"/t")
 	done := make(chan error, 2)
-	go func() { done <- ServeGRPC(ctx, gl, ctl, store) }()
-	go func() { done <- ServeTTRPC(ctx, tl, ctl) }()
+	go func() { done <- ServeGRPC(ctx, gl, ctl, store, Observe{}) }()
+	go func() { done <- ServeTTRPC(ctx, tl, ctl, Observe{}) }()
 	stopped := false
 	s.stop = func() {
 		if stopped {

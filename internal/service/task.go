@@ -22,6 +22,7 @@ import (
 
 	"caisson/internal/keeper"
 	"caisson/internal/stdio"
+	"caisson/internal/subject"
 	"caisson/internal/task"
 	"caisson/sandbox"
 )
@@ -48,8 +49,8 @@ var _ sandbox.Server = (*Endpoints)(nil)
 
 // NewEndpoints returns a server without sockets; it ends with ctx. With a keeper,
 // sockets and connections outlive the daemon.
-func NewEndpoints(ctx context.Context, ctl Tasks, k *keeper.Keeper) (*Endpoints, error) {
-	srv, err := newTTRPCServer(k)
+func NewEndpoints(ctx context.Context, ctl Tasks, k *keeper.Keeper, observe Observe) (*Endpoints, error) {
+	srv, err := newTTRPCServer(k, observe)
 	if err != nil {
 		return nil, err
 	}
@@ -91,7 +92,7 @@ func (e *Endpoints) Serve(namespace, sandboxID, path string) (sandbox.Endpoint, 
 func (e *Endpoints) serve(namespace, sandboxID string, l net.Listener) {
 	ctx := context.WithValue(context.WithoutCancel(e.ctx), sandboxKey{}, sandboxName{namespace, sandboxID})
 	if err := e.srv.Serve(ctx, l); err != nil && !isClosed(err) {
-		log.G(e.ctx).WithError(err).WithField("sandbox_id", sandboxID).WithField("namespace", namespace).Error("serve tasks")
+		log.G(subject.With(e.ctx, subject.Subject{Namespace: namespace, SandboxID: sandboxID})).WithError(err).Error("serve tasks")
 	}
 }
 

@@ -109,7 +109,7 @@ func localController(t *testing.T, pool int) *sandbox.Controller {
 		Network:    networks, DefaultNetwork: network.Host, Events: journal,
 		Runtime: sandbox.RuntimeConfig{Name: "runc", Root: filepath.Join(dir, "runc")},
 	})
-	endpoints, err := service.NewEndpoints(context.Background(), ctl, nil)
+	endpoints, err := service.NewEndpoints(context.Background(), ctl, nil, service.Observe{})
 	fail(err)
 	fail(ctl.Load(t.Context(), endpoints))
 	t.Cleanup(func() {
