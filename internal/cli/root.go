@@ -81,7 +81,7 @@ func (a *app) command() *cobra.Command {
 		a.eventsCommand(), a.copyCommand(), a.attachCommand(), a.pruneCommand(),
 		a.sandboxCommand(), a.imageCommand(),
 		a.versionCommand(), a.infoCommand(),
-		a.configCommand(), a.doctorCommand(),
+		a.configCommand(), a.doctorCommand(), a.debugCommand(),
 	)
 	a.completeNames(root)
 	return root

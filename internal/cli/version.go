@@ -92,7 +92,8 @@ func (a *app) infoCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:     "info",
 		Short:   "Show what the daemon is and how much it holds",
-		Example: "  caisson info\n  caisson info --format json",
+		Long:    "Show what the daemon is and how much it holds. The exit code is 0 if the daemon answers all of it,\nand 1 if there is none, or one that cannot.",
+		Example: "  caisson info\n  caisson info --format json\n  caisson info >/dev/null || systemctl restart caissond",
 		Args:    atMost(0, "no arguments"),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := o.check(); err != nil {
