@@ -8,9 +8,11 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 
 	containerd "github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/core/containers"
+	"github.com/containerd/containerd/v2/pkg/oci"
 	"github.com/containerd/errdefs"
 
 	"caisson/internal/undo"
@@ -27,6 +29,10 @@ type newContainer struct {
 
 	// entrypoint replaces the one of the image, and its command; nil keeps both.
 	entrypoint *string
+	// opts change the specification after all the rest; unconfined leaves the default
+	// seccomp profile out.
+	opts       []oci.SpecOpts
+	unconfined bool
 
 	// sandbox is the one to join; own says that it was made for this container
 	// and goes with it. Without a sandbox the runtime makes do alone.
@@ -243,15 +249,18 @@ func removeLog(path, namespace, containerID string) error {
 	if path == "" {
 		return nil
 	}
-	dir, file := filepath.Split(path)
-	dir = filepath.Clean(dir)
-	if !filepath.IsAbs(path) || file != containerID+".log" || filepath.Base(dir) != namespace || filepath.Base(filepath.Dir(dir)) != "logs" {
+	if !isOurs(path, "logs", namespace, containerID+".log") {
 		return fmt.Errorf("%q is not the path of a log of this container: %w", path, errdefs.ErrFailedPrecondition)
 	}
 	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
 	return nil
+}
+
+// isOurs says whether a path can be one of those below the root directory.
+func isOurs(path, kind, namespace, name string) bool {
+	return filepath.IsAbs(path) && filepath.Clean(path) == path && strings.HasSuffix(path, "/"+filepath.Join(kind, namespace, name))
 }
 
 // detached runs a clean-up when the command's own context may have ended.

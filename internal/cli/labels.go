@@ -13,6 +13,9 @@ const (
 	labelSandbox = "caisson/sandbox" // the sandbox a container is in
 	labelOwned   = "caisson/owned"   // "true" on a container: its sandbox goes with it; on a sandbox: the container it belongs to
 	labelLog     = "caisson/log"     // the file a detached container writes to
+
+	labelManifest = "caisson/manifest" // on a sandbox: the digest of the manifest it was applied from
+	labelVolumes  = "caisson/volumes"  // on a sandbox: the directory of its volumes, which goes with it
 )
 
 // cleanupTimeout bounds what is done after a command's own context has ended.

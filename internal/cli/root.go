@@ -72,7 +72,7 @@ func (a *app) command() *cobra.Command {
 	flags := root.PersistentFlags()
 	flags.StringVar(&a.address, "address", a.envOr("CAISSON_ADDRESS", defaultAddress), "socket of caissond ($CAISSON_ADDRESS)")
 	flags.StringVar(&a.namespace, "namespace", a.envOr("CAISSON_NAMESPACE", defaultNamespace), "containerd namespace ($CAISSON_NAMESPACE)")
-	flags.StringVar(&a.root, "root", a.envOr("CAISSON_ROOT", defaultRoot), "directory that holds the logs of detached containers ($CAISSON_ROOT)")
+	flags.StringVar(&a.root, "root", a.envOr("CAISSON_ROOT", defaultRoot), "directory that holds the logs of detached containers and the volumes of applied sandboxes ($CAISSON_ROOT)")
 
 	root.AddCommand(
 		a.runCommand(), a.execCommand(), a.psCommand(), a.logsCommand(),
@@ -96,11 +96,17 @@ func (a *app) envOr(name, otherwise string) string {
 
 // logPath is where a detached container's output goes.
 func (a *app) logPath(containerID string) (string, error) {
+	return a.ourPath("logs", containerID+".log")
+}
+
+// volumesPath is where a sandbox's volumes are.
+func (a *app) volumesPath(sandboxID string) (string, error) {
+	return a.ourPath("volumes", sandboxID)
+}
+
+func (a *app) ourPath(kind, name string) (string, error) {
 	root, err := filepath.Abs(a.root)
-	if err != nil {
-		return "", err
-	}
-	return filepath.Join(root, "logs", a.namespace, containerID+".log"), nil
+	return filepath.Join(root, kind, a.namespace, name), err
 }
 
 // fifoDir holds the FIFOs of foreground processes: beside the socket, so that

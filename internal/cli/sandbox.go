@@ -22,7 +22,7 @@ import (
 func (a *app) sandboxCommand() *cobra.Command {
 	return group("sandbox", "Make, run and inspect sandboxes",
 		"  caisson sandbox create pod1\n  caisson sandbox start pod1\n  caisson sandbox ls",
-		a.sandboxCreateCommand(), a.sandboxStartCommand(), a.sandboxStopCommand(), a.sandboxRemoveCommand(),
+		a.sandboxApplyCommand(), a.sandboxCreateCommand(), a.sandboxStartCommand(), a.sandboxStopCommand(), a.sandboxRemoveCommand(),
 		a.sandboxListCommand(), a.sandboxInspectCommand(), a.sandboxWaitCommand(),
 		a.sandboxMetricsCommand(), a.sandboxUpdateCommand())
 }
@@ -153,10 +153,13 @@ type taskEndpoint struct {
 	version uint32
 }
 
-// statusInfo is what endpointOf reads of the verbose status of a sandbox.
+// statusInfo is what is read of the verbose status of a sandbox.
 type statusInfo struct {
 	Address string `json:"address"`
 	Version uint32 `json:"version"`
+	Network struct {
+		Addresses []string // of the sandbox, without prefix lengths
+	} `json:"network"`
 }
 
 // endpointOf finds the address of a sandbox's task service in its verbose

@@ -9,6 +9,8 @@ import (
 	"github.com/containerd/containerd/v2/core/sandbox"
 	"github.com/containerd/errdefs"
 	"github.com/spf13/cobra"
+
+	"caisson/internal/volumes"
 )
 
 // stopOpts is the grace a sandbox's processes get; below zero it is the daemon's choice.
@@ -45,7 +47,8 @@ func (a *app) sandboxRemoveCommand() *cobra.Command {
 	var force bool
 	cmd := &cobra.Command{
 		Use:     "rm ID...",
-		Short:   "Remove sandboxes",
+		Aliases: []string{"delete"},
+		Short:   "Remove sandboxes, with the volumes made for them",
 		Long:    "Remove sandboxes that are stopped and hold no containers.\nWith --force, running sandboxes are stopped and their containers are removed.",
 		Example: "  caisson sandbox rm pod1\n  caisson sandbox rm -f pod1",
 		Args:    atLeast(1, "the ID of a sandbox"),
@@ -58,7 +61,8 @@ func (a *app) sandboxRemoveCommand() *cobra.Command {
 }
 
 func (c *client) removeSandboxAndContainers(ctx context.Context, id string, force bool) error {
-	if _, err := c.sandboxRecord(ctx, id); err != nil {
+	record, err := c.sandboxRecord(ctx, id)
+	if err != nil {
 		if force && errdefs.IsNotFound(err) {
 			return nil
 		}
@@ -85,7 +89,23 @@ func (c *client) removeSandboxAndContainers(ctx context.Context, id string, forc
 			return err
 		}
 	}
+	// Before the record, so that a failure can be tried again.
+	if err := removeVolumes(record.Labels[labelVolumes], c.app.namespace, id); err != nil {
+		return fmt.Errorf("sandbox %q: remove volumes: %w", id, err)
+	}
 	return c.removeSandbox(ctx, id)
+}
+
+// removeVolumes removes a sandbox's volumes, but nothing that only a label claims to be
+// their directory.
+func removeVolumes(dir, namespace, sandboxID string) error {
+	if dir == "" {
+		return nil
+	}
+	if !isOurs(dir, "volumes", namespace, sandboxID) {
+		return fmt.Errorf("%q is not the directory of this sandbox's volumes: %w", dir, errdefs.ErrFailedPrecondition)
+	}
+	return volumes.At(dir).Remove()
 }
 
 // containersIn names the containers of a sandbox.

@@ -115,6 +115,10 @@ func (n newContainer) specOpts() []oci.SpecOpts {
 		opts = append(opts, oci.WithoutMounts(v.mount.Destination), oci.WithMounts([]specs.Mount{v.mount}))
 	}
 	opts = append(opts, n.limits.specOpts()...)
+	opts = append(opts, n.opts...)
+	if n.unconfined {
+		return append(opts, oci.WithSeccompUnconfined)
+	}
 	// The profile depends on the capabilities, so it comes last.
 	return append(opts, seccomp.WithDefaultProfile())
 }

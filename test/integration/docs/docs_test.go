@@ -80,6 +80,7 @@ func read(t *testing.T, page string) string {
 // TestEachBlockIsKnown: whoever adds an example says here what runs it.
 func TestEachBlockIsKnown(t *testing.T) {
 	want := map[string]map[string]int{
+		"apply.md":         {"yaml": 1},                     // TestCLIApply
 		"configuration.md": {"toml": 1},                     // TestConfiguration
 		"containerd.md":    {"toml": 3},                     // TestContainerd
 		"kubernetes.md":    {"sh": 3, "toml": 1, "yaml": 1}, // TestInstall of test/kubernetes; TestSystemdCgroup; TestInstall, as printed
