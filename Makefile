@@ -11,6 +11,7 @@
 # make test-cri CRITEST=path   Kubernetes' conformance suite for the CRI (root)
 # make test-containerd-versions   a smoke test of other versions of containerd (root)
 # make test-kubernetes   a real Kubernetes, with static pods and an API server (root; its first build takes minutes)
+# make docs   docs/reference/ and man pages in build/man, from the commands themselves
 # The rest: deps lint proto test-vm test-vm-cri clean.
 
 SHELL := /bin/bash
@@ -24,7 +25,7 @@ GOBUILD := CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)'
 
 SHIM    := bin/containerd-shim-caisson-v2
 
-.PHONY: build deps monitor shim daemon cli ctr earlier test lint proto demo faults caissond-faults test-libcontainerd soak test-load fuzz test-cri test-containerd-versions test-kubernetes test-vm test-vm-cri clean chaos bench bench-report
+.PHONY: build deps monitor shim daemon cli ctr earlier test lint proto demo faults caissond-faults test-libcontainerd soak test-load fuzz test-cri test-containerd-versions test-kubernetes test-vm test-vm-cri clean chaos bench bench-report docs
 
 build: daemon cli shim
 
@@ -69,6 +70,12 @@ lint: deps monitor
 proto:
 	@script/deps proto
 	@script/proto
+
+# docs/reference is committed; a test says when it is stale. Man pages have the date of
+# the commit, so that a build can be repeated.
+docs: monitor
+	@mkdir -p build/man docs/reference
+	SOURCE_DATE_EPOCH="$$(git log -1 --format=%ct 2>/dev/null || echo 0)" CGO_ENABLED=0 $(GO) run ./internal/reference -markdown docs/reference -man build/man
 
 demo: deps
 	@$(MAKE) --no-print-directory build

@@ -50,6 +50,14 @@ func Main(ctx context.Context, sys System) int {
 	return a.finish(cmd, err)
 }
 
+// Command is the tree of commands as everybody finds it, for what describes it.
+func Command() *cobra.Command {
+	a := &app{sys: System{Env: func(string) string { return "" }}}
+	root := a.command()
+	root.InitDefaultCompletionCmd()
+	return root
+}
+
 func (a *app) command() *cobra.Command {
 	root := &cobra.Command{
 		Use:           "caisson",

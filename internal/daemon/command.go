@@ -33,6 +33,9 @@ func Main(ctx context.Context, sys System) int {
 	return 0
 }
 
+// Command is the command line, for what describes it.
+func Command() *cobra.Command { return command(System{}) }
+
 func command(sys System) *cobra.Command {
 	var f flags
 	cmd := &cobra.Command{

@@ -1,0 +1,97 @@
+package main
+
+import (
+	"bytes"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/spf13/cobra"
+)
+
+func read(t *testing.T, dir string) map[string]string {
+	t.Helper()
+	files, err := os.ReadDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pages := map[string]string{}
+	for _, f := range files {
+		text, err := os.ReadFile(filepath.Join(dir, f.Name()))
+		if err != nil {
+			t.Fatal(err)
+		}
+		pages[f.Name()] = string(text)
+	}
+	return pages
+}
+
+// TestReferenceIsCurrent: docs/reference is what the commands say.
+func TestReferenceIsCurrent(t *testing.T) {
+	fresh, err := pages()
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := map[string]string{}
+	for name, text := range fresh {
+		want[name] = string(text)
+	}
+	if diff := cmp.Diff(want, read(t, "../../docs/reference")); diff != "" {
+		t.Errorf("docs/reference is stale: run `make docs` and commit it\n%s", diff)
+	}
+}
+
+// TestEveryCommandIsDescribed: a command that does something has an example.
+func TestEveryCommandIsDescribed(t *testing.T) {
+	var check func(cmd *cobra.Command)
+	check = func(cmd *cobra.Command) {
+		switch {
+		case cmd.Name() == "help" || strings.Contains(cmd.CommandPath(), " completion"):
+			return // cobra's own
+		case cmd.Short == "", cmd.Example == "" && cmd.Name() != "caissond":
+			t.Errorf("%s has no description or no example", cmd.CommandPath())
+		}
+		for _, sub := range cmd.Commands() {
+			check(sub)
+		}
+	}
+	for _, cmd := range programs() {
+		check(cmd)
+	}
+}
+
+func TestRunWritesBoth(t *testing.T) {
+	t.Setenv("SOURCE_DATE_EPOCH", "1000000000")
+	dir := t.TempDir()
+	markdown, man, again := filepath.Join(dir, "md"), filepath.Join(dir, "man"), filepath.Join(dir, "again")
+	for _, d := range []string{markdown, man, again} {
+		if err := os.Mkdir(d, 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	stale := filepath.Join(markdown, "caisson_gone.md")
+	if err := os.WriteFile(stale, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := run(markdown, man); err != nil {
+		t.Fatal(err)
+	}
+	if err := run("", again); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(stale); err == nil {
+		t.Error("the page of a command that is gone is still there")
+	}
+	page, err := os.ReadFile(filepath.Join(man, "caisson-sandbox-apply.1"))
+	if err != nil || !bytes.Contains(page, []byte("Sep 2001")) || !bytes.Contains(page, []byte("manifest")) {
+		t.Errorf("the man page: %v\n%s", err, page)
+	}
+	if diff := cmp.Diff(read(t, man), read(t, again)); diff != "" {
+		t.Error(diff)
+	}
+	if _, err := os.Stat(filepath.Join(man, "caissond.8")); err != nil {
+		t.Error(err)
+	}
+}
