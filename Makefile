@@ -25,7 +25,7 @@ GOBUILD := CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)'
 
 SHIM    := bin/containerd-shim-caisson-v2
 
-.PHONY: build deps monitor shim daemon cli ctr earlier test lint proto demo faults caissond-faults test-libcontainerd soak test-load fuzz test-cri test-containerd-versions test-kubernetes test-vm test-vm-cri clean chaos bench bench-report docs
+.PHONY: build deps monitor shim daemon cli ctr earlier test lint proto demo faults caissond-faults test-libcontainerd soak test-load fuzz test-cri test-containerd-versions test-kubernetes test-vm test-vm-cri clean chaos bench bench-report docs registry
 
 build: daemon cli shim
 
@@ -54,6 +54,10 @@ cli:
 ctr:
 	@mkdir -p build
 	CGO_ENABLED=0 $(GO) build -trimpath -o build/ $(addprefix github.com/containerd/containerd/v2/cmd/,ctr containerd containerd-shim-runc-v2)
+
+# The registry that the tests pull from and push to.
+registry:
+	@script/registry build
 
 # The daemons of these commits, for the test of upgrades: the last of the first
 # version of the monitor's protocol, and the last without a keeper.

@@ -17,9 +17,9 @@ import (
 )
 
 func (a *app) imageCommand() *cobra.Command {
-	return group("image", "Pull, import, save, inspect and remove images",
+	return group("image", "Pull, push, import, save, inspect and remove images",
 		"  caisson image import rootfs.tar demo:latest\n  caisson image pull docker.io/library/busybox:latest\n  caisson image ls",
-		a.imagePullCommand(), a.imageImportCommand(), a.imageListCommand(), a.imageRemoveCommand(),
+		a.imagePullCommand(), a.imagePushCommand(), a.imageImportCommand(), a.imageListCommand(), a.imageRemoveCommand(),
 		a.imageInspectCommand(), a.imageTagCommand(), a.imageSaveCommand())
 }
 
@@ -55,11 +55,11 @@ func (c *client) findImage(ctx context.Context, ref string) (containerd.Image, e
 }
 
 // image finds an image, or pulls it, and makes it ready to run.
-func (c *client) image(ctx context.Context, ref string, plainHTTP bool) (containerd.Image, error) {
+func (c *client) image(ctx context.Context, ref string, f registryFlags) (containerd.Image, error) {
 	image, err := c.findImage(ctx, ref)
 	if errdefs.IsNotFound(err) {
 		fmt.Fprintf(c.app.sys.Stderr, "caisson: no image %q here, pulling it\n", ref)
-		if image, err = c.pull(ctx, ref, plainHTTP); err != nil {
+		if image, err = c.pull(ctx, ref, pullFlags{registry: f}); err != nil {
 			return nil, err
 		}
 	}

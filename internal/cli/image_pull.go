@@ -2,24 +2,39 @@ package cli
 
 import (
 	"context"
+	"errors"
 	"fmt"
-	"net"
-	"net/netip"
+	"slices"
 
 	containerd "github.com/containerd/containerd/v2/client"
-	"github.com/containerd/containerd/v2/core/remotes/docker"
+	"github.com/containerd/containerd/v2/core/images"
+	transferimage "github.com/containerd/containerd/v2/core/transfer/image"
+	"github.com/containerd/containerd/v2/defaults"
 	"github.com/containerd/errdefs"
+	"github.com/containerd/platforms"
 	"github.com/distribution/reference"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/spf13/cobra"
 )
 
+// pullFlags say what is pulled, and from where.
+type pullFlags struct {
+	registry registryFlags
+	platform platformFlags
+	quiet    bool
+}
+
 func (a *app) imagePullCommand() *cobra.Command {
-	var plainHTTP bool
+	var f pullFlags
 	cmd := &cobra.Command{
-		Use:     "pull IMAGE",
-		Short:   "Pull an image from its registry",
-		Example: "  caisson image pull docker.io/library/busybox:latest\n  caisson image pull --plain-http 127.0.0.1:5000/demo:latest",
-		Args:    exactly(1, "the name of one image"),
+		Use:   "pull IMAGE",
+		Short: "Pull an image from its registry",
+		Long: "Pull an image and unpack it. Credentials come from Docker's configuration (`caisson login`), mirrors\n" +
+			"from hosts.toml. A pull that fails goes on where it was if it is repeated within an hour; one that\n" +
+			"is interrupted leaves nothing.",
+		Example: "  caisson image pull busybox\n  caisson image pull --platform linux/arm64 docker.io/library/busybox:latest\n" +
+			"  caisson image pull -q 127.0.0.1:5000/demo@sha256:...",
+		Args: exactly(1, "the name of one image"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if _, err := imageName(args[0]); err != nil {
 				return err
@@ -31,7 +46,7 @@ func (a *app) imagePullCommand() *cobra.Command {
 				return err
 			}
 			defer c.Close()
-			image, err := c.pull(ctx, args[0], plainHTTP)
+			image, err := c.pull(ctx, args[0], f)
 			if err != nil {
 				return err
 			}
@@ -39,64 +54,120 @@ func (a *app) imagePullCommand() *cobra.Command {
 			return err
 		},
 	}
-	cmd.Flags().BoolVar(&plainHTTP, "plain-http", false, "without TLS, from a registry on loopback")
+	f.registry.add(a, cmd)
+	f.platform.add(cmd, "this machine's")
+	cmd.Flags().BoolVarP(&f.quiet, "quiet", "q", false, "show only the image's name")
 	return cmd
 }
 
 // pull fetches an image and unpacks it.
-func (c *client) pull(ctx context.Context, ref string, plainHTTP bool) (containerd.Image, error) {
+func (c *client) pull(ctx context.Context, ref string, f pullFlags) (containerd.Image, error) {
 	name, err := imageName(ref)
 	if err != nil {
 		return nil, err
 	}
-	if err := checkPlainHTTP(name, plainHTTP); err != nil {
+	if err := f.platform.check(); err != nil {
 		return nil, err
 	}
-	resolver := docker.NewResolver(docker.ResolverOptions{
-		Hosts: docker.ConfigureDefaultRegistries(
-			docker.WithPlainHTTP(func(string) (bool, error) { return plainHTTP, nil }),
-			docker.WithAuthorizer(docker.NewDockerAuthorizer()),
-		),
+	stores, err := c.pullStores(ctx, name, f.platform)
+	if err != nil {
+		return nil, err
+	}
+	var image containerd.Image
+	err = c.resumable(ctx, name, func(ctx context.Context) error {
+		for _, store := range stores {
+			if err := c.fetch(ctx, name, store, f); err != nil {
+				return err
+			}
+		}
+		if image, err = c.GetImage(ctx, name); err != nil {
+			return fmt.Errorf("image %q: %w", name, err)
+		}
+		if err := hasPlatforms(ctx, image, f.platform.want); err != nil {
+			return err
+		}
+		if !f.platform.host() {
+			return nil
+		}
+		return unpack(ctx, image)
 	})
-	image, err := c.Pull(ctx, name, containerd.WithResolver(resolver), containerd.WithPullUnpack)
-	switch {
-	case err == nil:
-		return image, nil
-	case ctx.Err() != nil:
-		return nil, ctx.Err()
-	case errdefs.IsNotFound(err):
-		return nil, advise(err, "image %q is not in its registry, or there only for other platforms: %s; check the name, or import an archive with `caisson image import`", name, clean(err.Error()))
+	if err != nil {
+		return nil, err
 	}
-	hint := ""
-	if named, perr := reference.ParseNormalizedNamed(name); perr == nil && !plainHTTP && isLoopback(reference.Domain(named)) {
-		hint = "add --plain-http if the registry has no TLS, "
+	if !f.quiet {
+		fmt.Fprintf(c.app.sys.Stderr, "digest: %s\n", image.Target().Digest) // the result is on standard output
 	}
-	return nil, advise(err, "image %q cannot be pulled: %s; %scheck the name and the network, or import an archive with `caisson image import`", name, clean(err.Error()), hint)
+	return image, nil
 }
 
-// checkPlainHTTP keeps what nobody signed on this machine.
-func checkPlainHTTP(name string, plainHTTP bool) error {
-	if !plainHTTP {
+// pullStores are what the image is pulled into, one after the other: one for each
+// platform, since the best match for each is wanted and no more.
+func (c *client) pullStores(ctx context.Context, name string, f platformFlags) ([]*transferimage.Store, error) {
+	if f.all {
+		return []*transferimage.Store{transferimage.NewStore(name)}, nil
+	}
+	snapshotter, err := c.GetLabel(ctx, defaults.DefaultSnapshotterNSLabel)
+	if ignoreNotFound(err) != nil {
+		return nil, fmt.Errorf("namespace %q: %w", c.app.namespace, err)
+	}
+	want := f.want
+	if len(want) == 0 {
+		want = []ocispec.Platform{platforms.DefaultSpec()}
+	}
+	var stores []*transferimage.Store
+	for _, p := range want {
+		opts := []transferimage.StoreOpt{transferimage.WithPlatforms(p), transferimage.WithManifestLimit(1)}
+		// The daemon unpacks while it fetches; with the snapshotter of its configuration,
+		// which for a namespace with another is the wrong one.
+		if snapshotter == "" && p.OS == "linux" {
+			opts = append(opts, transferimage.WithUnpack(p, ""))
+		}
+		stores = append(stores, transferimage.NewStore(name, opts...))
+	}
+	return stores, nil
+}
+
+// hasPlatforms looks for the platforms that were asked for: an image without an index
+// has but one, and the daemon takes it whichever that is.
+func hasPlatforms(ctx context.Context, image containerd.Image, want []ocispec.Platform) error {
+	if len(want) == 0 || images.IsIndexType(image.Target().MediaType) {
 		return nil
 	}
-	named, err := reference.ParseNormalizedNamed(name)
+	has, err := images.Platforms(ctx, image.ContentStore(), image.Target())
 	if err != nil {
-		return err
+		return fmt.Errorf("image %q: %w", image.Name(), err)
 	}
-	if domain := reference.Domain(named); !isLoopback(domain) {
-		return advise(errdefs.ErrInvalidArgument, "--plain-http is for registries on loopback, and %q is none: leave it out", domain)
+	for _, p := range want {
+		if !slices.ContainsFunc(has, platforms.Only(p).Match) {
+			return advise(errdefs.ErrNotFound, "image %q is not there for %s, only for %s, for which it is here now", image.Name(), platforms.Format(p), platforms.Format(has[0]))
+		}
 	}
 	return nil
 }
 
-func isLoopback(domain string) bool {
-	host := domain
-	if h, _, err := net.SplitHostPort(domain); err == nil {
-		host = h
+// fetch lets the daemon pull into a store.
+func (c *client) fetch(ctx context.Context, name string, store *transferimage.Store, f pullFlags) error {
+	err := c.talk(ctx, name, f.registry, f.quiet, func(ctx context.Context, t talk) error {
+		return c.transfer(ctx, t.registry, store, t.display)
+	})
+	switch {
+	case err == nil:
+		return nil
+	case ctx.Err() != nil:
+		return ctx.Err()
+	case errors.As(err, new(*advice)):
+		return err
+	case errdefs.IsNotFound(err):
+		return advise(err, "image %q is not in its registry, or there only for other platforms: %s; check the name, choose with --platform, or import an archive with `caisson image import`", name, clean(err.Error()))
 	}
-	if host == "localhost" {
-		return true
+	return advise(err, "image %q cannot be pulled: %s; %s, or import an archive with `caisson image import`", name, clean(err.Error()), registryHint(name))
+}
+
+// registryHint is what may be wrong with a registry that refuses.
+func registryHint(name string) string {
+	host := "HOST"
+	if named, err := reference.ParseNormalizedNamed(name); err == nil {
+		host = reference.Domain(named)
 	}
-	ip, err := netip.ParseAddr(host)
-	return err == nil && ip.IsLoopback()
+	return fmt.Sprintf("check the name, the network and the credentials (`caisson login %s`), add --plain-http if it has no TLS", host)
 }

@@ -379,17 +379,3 @@ func TestOpenArchive(t *testing.T) {
 		t.Errorf("left in the temporary directory: %v, %v", left, err)
 	}
 }
-
-func TestPlainHTTP(t *testing.T) {
-	for name, ok := range map[string]bool{
-		"127.0.0.1:5000/a:1": true, "localhost:5000/a:1": true, "[::1]:5000/a:1": true,
-		"docker.io/library/a:1": false, "10.0.0.1:5000/a:1": false, "localhost.example:5000/a:1": false,
-	} {
-		if err := checkPlainHTTP(name, true); (err == nil) != ok {
-			t.Errorf("%s: %v", name, err)
-		}
-		if err := checkPlainHTTP(name, false); err != nil {
-			t.Errorf("%s with TLS: %v", name, err)
-		}
-	}
-}

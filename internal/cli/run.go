@@ -19,7 +19,9 @@ type runFlags struct {
 	sandbox sandboxFlags // of the container's own sandbox
 	limits  limitFlags
 
-	remove, plainHTTP               bool
+	registry registryFlags // to pull a missing image from
+
+	remove                          bool
 	name, joins, runtime            string
 	entrypoint                      string
 	volumes, labels                 []string
@@ -45,6 +47,7 @@ func (a *app) runCommand() *cobra.Command {
 		},
 	}
 	f.process.add(cmd)
+	f.registry.add(a, cmd)
 	flags := cmd.Flags()
 	flags.StringVar(&f.process.detachKeys, "detach-keys", defaultDetachKeys, detachKeysHelp)
 	flags.BoolVar(&f.remove, "rm", false, "remove the container when it has ended")
@@ -58,7 +61,6 @@ func (a *app) runCommand() *cobra.Command {
 	flags.Int64Var(&f.limits.pids, "pids-limit", 0, "number of processes")
 	flags.StringVar(&f.entrypoint, "entrypoint", "", "what to run instead of the image's entrypoint")
 	flags.StringArrayVarP(&f.labels, "label", "l", nil, "label of the container, name=value")
-	flags.BoolVar(&f.plainHTTP, "plain-http", false, "pull a missing image without TLS, from a registry on loopback")
 	flags.StringVar(&f.runtime, "runtime", runtimeName, "runtime; any but Caisson's runs without a sandbox")
 	_ = flags.MarkHidden("runtime") // cannot fail: the flag is there
 	return cmd
@@ -123,7 +125,7 @@ func (a *app) run(ctx context.Context, f runFlags, image string, command []strin
 			err = joinUndo(err, steps.Run(ctx))
 		}
 	}()
-	if n.image, err = c.image(ctx, image, f.plainHTTP); err != nil {
+	if n.image, err = c.image(ctx, image, f.registry); err != nil {
 		return err
 	}
 	endpoint, err := c.prepareSandbox(ctx, &n, own, &steps)

@@ -175,7 +175,7 @@ func (d *Daemon) Binary(name string) (string, error) {
 			return path, nil
 		}
 	}
-	return "", fmt.Errorf("no program %s in %s: run make build ctr", name, d.bin)
+	return "", fmt.Errorf("no program %s in %s: run make build ctr registry", name, d.bin)
 }
 
 // Start starts the daemon, and the containerd beside it if there is to be one

@@ -1,7 +1,7 @@
 // Package harness gives integration tests a real daemon with an image in it,
 // the clients that users have, and the certainty that nothing is left behind.
 //
-// The tests need root, the binaries of `make build ctr` and Debian's
+// The tests need root, the binaries of `make build ctr registry` and Debian's
 // containernetworking-plugins; `make test` provides all of them.
 package harness
 
