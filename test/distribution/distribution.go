@@ -100,7 +100,7 @@ func (r *Registry) Close() error {
 	}
 	kill := time.AfterFunc(5*time.Second, func() { _ = r.cmd.Process.Kill() })
 	defer kill.Stop()
-	<-r.read // before Wait, which closes the pipe
+	<-r.read         // before Wait, which closes the pipe
 	_ = r.cmd.Wait() // it knows no orderly end
 	return nil
 }

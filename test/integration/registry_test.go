@@ -164,4 +164,3 @@ func TestRegistryStock(t *testing.T) {
 		t.Errorf("run: %q", out)
 	}
 }
-
