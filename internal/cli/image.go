@@ -10,7 +10,6 @@ import (
 	containerd "github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/errdefs"
-	"github.com/containerd/platforms"
 	"github.com/distribution/reference"
 	"github.com/docker/go-units"
 	"github.com/spf13/cobra"
@@ -66,25 +65,10 @@ func (c *client) image(ctx context.Context, ref string, f registryFlags) (contai
 	if err != nil {
 		return nil, fmt.Errorf("image %q: %w", ref, err)
 	}
-	if err := unpack(ctx, image); err != nil {
+	if err := c.unpack(ctx, image, nil); err != nil {
 		return nil, err
 	}
 	return image, nil
-}
-
-// unpack makes the snapshots of an image's layers, if there are none yet.
-func unpack(ctx context.Context, image containerd.Image) error {
-	done, err := image.IsUnpacked(ctx, "")
-	if errdefs.IsNotFound(err) {
-		return advise(err, "image %q has nothing for %s, or lacks some of its content: import or pull it again", image.Name(), platforms.DefaultString())
-	}
-	if err == nil && !done {
-		err = image.Unpack(ctx, "")
-	}
-	if err != nil {
-		return fmt.Errorf("image %q: unpack: %w", image.Name(), err)
-	}
-	return nil
 }
 
 // imageRow is an image as `image ls` shows it.

@@ -16,10 +16,13 @@ import (
 	"github.com/containerd/platforms"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/spf13/cobra"
+
+	"caisson/internal/progress"
 )
 
 func (a *app) imageImportCommand() *cobra.Command {
 	var plan importPlan
+	var quiet bool
 	cmd := &cobra.Command{
 		Use:   "import FILE|- [NAME]",
 		Short: "Import an image from an archive, or make one of a root filesystem",
@@ -41,10 +44,11 @@ func (a *app) imageImportCommand() *cobra.Command {
 			}
 			ctx, sig := catchSignals(cmd.Context())
 			defer sig.close()
-			return a.importImage(ctx, args[0], plan)
+			return a.importImage(ctx, args[0], plan, quiet)
 		},
 	}
 	flags := cmd.Flags()
+	flags.BoolVarP(&quiet, "quiet", "q", false, "show only the names of the images")
 	flags.StringArrayVar(&plan.config.Entrypoint, "entrypoint", nil, "entrypoint of the image made of a root filesystem, once for each word")
 	flags.StringArrayVar(&plan.config.Cmd, "cmd", nil, "command of the image made of a root filesystem, once for each word")
 	flags.StringArrayVarP(&plan.config.Env, "env", "e", nil, "environment of the image made of a root filesystem, NAME=value")
@@ -64,59 +68,101 @@ func (p importPlan) configures() bool {
 	return len(c.Entrypoint)+len(c.Cmd)+len(c.Env)+len(c.WorkingDir)+len(c.User) > 0
 }
 
-func (a *app) importImage(ctx context.Context, path string, plan importPlan) error {
+func (a *app) importImage(ctx context.Context, path string, plan importPlan, quiet bool) error {
+	d := a.display(quiet)
+	imported, err := a.importAll(ctx, path, plan, d)
+	d.Close() // before anything else is written to the terminal
+	for _, image := range imported {
+		if _, err := fmt.Fprintln(a.sys.Stdout, image.Name); err != nil {
+			return err
+		}
+	}
+	return err
+}
+
+// importAll answers the images that have been imported, also beside an error.
+func (a *app) importAll(ctx context.Context, path string, plan importPlan, d *progress.Display) ([]images.Image, error) {
 	file, err := a.openArchive(path)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer file.Close()
-	found, err := survey(ctx, file, defaultBounds)
+	found, err := survey(ctx, showReads(file, d, "checking"), defaultBounds)
 	if err != nil {
-		return fmt.Errorf("%s: %w", path, err)
+		return nil, fmt.Errorf("%s: %w", path, err)
 	}
 	if found.kind == rootfsTar && plan.name == "" {
-		return advise(errdefs.ErrInvalidArgument, "%s is a root filesystem, not an image archive, so the image needs a name: caisson image import %s demo:latest", path, path)
+		return nil, advise(errdefs.ErrInvalidArgument, "%s is a root filesystem, not an image archive, so the image needs a name: caisson image import %s demo:latest", path, path)
 	}
 	if found.kind != rootfsTar && plan.configures() {
-		return advise(errdefs.ErrInvalidArgument, "%s is an %s, which has a configuration of its own: leave out --cmd, --entrypoint, --env, --workdir and --user", path, found.kind)
+		return nil, advise(errdefs.ErrInvalidArgument, "%s is an %s, which has a configuration of its own: leave out --cmd, --entrypoint, --env, --workdir and --user", path, found.kind)
 	}
 	if _, err := file.Seek(0, io.SeekStart); err != nil {
-		return err
+		return nil, err
 	}
 	ctx, c, err := a.connect(ctx)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer c.Close()
 	// The lease keeps the content from the garbage collector until images name it.
 	ctx, done, err := c.WithLease(ctx)
 	if err != nil {
-		return fmt.Errorf("lease: %w", err)
+		return nil, fmt.Errorf("lease: %w", err)
 	}
 	defer func() { _ = detached(ctx, done) }() // it expires by itself
 
-	var imported []images.Image
+	var all []images.Image
+	archive := showReads(file, d, "importing")
 	if found.kind == rootfsTar {
-		imported, err = importRootfs(ctx, c.ContentStore(), file, found, plan)
+		all, err = importRootfs(ctx, c.ContentStore(), archive, found, plan)
 	} else {
-		imported, err = importArchive(ctx, c.ContentStore(), file, plan)
+		all, err = importArchive(ctx, c.ContentStore(), archive, plan)
 	}
 	if err != nil {
-		return fmt.Errorf("%s: import: %w", path, err)
+		return nil, fmt.Errorf("%s: import: %w", path, err)
 	}
-	for _, image := range imported {
-		if err := c.storeImage(ctx, image); err != nil {
-			return err
-		}
-		if _, err := fmt.Fprintln(a.sys.Stdout, image.Name); err != nil {
-			return err
+	archive.ended()
+	for i, image := range all {
+		if err := c.storeImage(ctx, image, d); err != nil {
+			return all[:i], err
 		}
 	}
-	return nil
+	return all, nil
 }
 
+// shownReader shows how much of an archive was read.
+type shownReader struct {
+	io.Reader
+	display *progress.Display
+	state   progress.State
+}
+
+func showReads(file *os.File, d *progress.Display, step string) *shownReader {
+	r := &shownReader{Reader: file, display: d, state: progress.State{Step: step}}
+	if info, err := file.Stat(); err == nil {
+		r.state.Total = info.Size()
+	}
+	r.show()
+	return r
+}
+
+func (r *shownReader) Read(p []byte) (int, error) {
+	n, err := r.Reader.Read(p)
+	r.state.Done += int64(n)
+	r.show()
+	return n, err
+}
+
+func (r *shownReader) ended() {
+	r.state.Step, r.state.Ended = "imported", true
+	r.show()
+}
+
+func (r *shownReader) show() { r.display.Set("archive", "archive", r.state) }
+
 // storeImage names what was imported, in place of what had the name, and unpacks it.
-func (c *client) storeImage(ctx context.Context, image images.Image) error {
+func (c *client) storeImage(ctx context.Context, image images.Image, d *progress.Display) error {
 	store := c.ImageService()
 	_, err := store.Create(ctx, image)
 	if errdefs.IsAlreadyExists(err) {
@@ -125,7 +171,7 @@ func (c *client) storeImage(ctx context.Context, image images.Image) error {
 	if err != nil {
 		return fmt.Errorf("image %q: write record: %w", image.Name, err)
 	}
-	return unpack(ctx, containerd.NewImage(c.Client, image))
+	return c.unpack(ctx, containerd.NewImage(c.Client, image), d)
 }
 
 // openArchive opens a file that can be read twice: standard input, and what

@@ -89,7 +89,9 @@ func (c *client) pull(ctx context.Context, ref string, f pullFlags) (containerd.
 		if !f.platform.host() {
 			return nil
 		}
-		return unpack(ctx, image)
+		d := c.app.display(f.quiet)
+		defer d.Close()
+		return c.unpack(ctx, image, d)
 	})
 	if err != nil {
 		return nil, err

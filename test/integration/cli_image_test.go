@@ -17,7 +17,9 @@ func TestCLIImageSave(t *testing.T) {
 	if err := image.WriteFile(archive, image.Options{Ref: "docker.io/library/one:1", Cmd: []string{"echo", "from the archive"}}); err != nil {
 		t.Fatal(err)
 	}
-	h.Caisson("image", "import", archive)
+	if res := h.TryCaisson("image", "import", archive); res.Stdout != "docker.io/library/one:1\n" || !strings.Contains(res.Stderr, "archive: imported ") || !strings.Contains(res.Stderr, "one:1: unpacked 1 layers\n") {
+		t.Errorf("import: %+v", res)
+	}
 	if out := h.Caisson("image", "inspect", "-f", `{{.name}} {{json .config.config.Cmd}}`, "one:1"); out != `docker.io/library/one:1 ["echo","from the archive"]`+"\n" {
 		t.Errorf("inspect: %q", out)
 	}
@@ -31,6 +33,9 @@ func TestCLIImageSave(t *testing.T) {
 	h.Caisson("image", "save", "-o", saved, "one:1", "two:2")
 	piped := h.Caisson("image", "save", "two:2")
 	h.Caisson("image", "rm", "one:1", "two:2")
+	if res := h.TryCaisson("image", "import", "-q", saved); res.Stderr != "" {
+		t.Errorf("import -q: %+v", res)
+	}
 	if out := h.Caisson("image", "import", saved); !strings.Contains(out, "one:1") || !strings.Contains(out, "two:2") {
 		t.Errorf("import of what was saved: %q", out)
 	}
