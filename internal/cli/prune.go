@@ -6,9 +6,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 
 	"github.com/containerd/errdefs"
+	"github.com/docker/go-units"
 	"github.com/spf13/cobra"
 )
 
@@ -79,6 +81,8 @@ func (l leftovers) String() string {
 // labelCRI marks what a kubelet made, and removes itself: it wants its exit code first.
 const labelCRI = "io.cri-containerd.kind"
 
+func (r containerRow) prunable() bool { return r.Status == "exited" && r.Labels[labelCRI] == "" }
+
 // prunable are containers whose process has ended, and sandboxes whose container is
 // gone. One without a process may be about to get it, so it stays: `caisson rm` takes it.
 func (c *client) prunable(ctx context.Context) (leftovers, error) {
@@ -93,7 +97,7 @@ func (c *client) prunable(ctx context.Context) (leftovers, error) {
 	}
 	var l leftovers
 	for _, r := range containers {
-		if r.Status == "exited" && r.Labels[labelCRI] == "" {
+		if r.prunable() {
 			l.containers = append(l.containers, r.ID)
 		}
 	}
@@ -107,7 +111,16 @@ func (c *client) prunable(ctx context.Context) (leftovers, error) {
 }
 
 func (c *client) prune(ctx context.Context, l leftovers, quiet bool) error {
+	records, err := c.ContainerService().List(ctx)
+	if err != nil {
+		return fmt.Errorf("list containers: %w", err)
+	}
+	uses, err := c.containerUses(ctx, records)
+	if err != nil {
+		return err
+	}
 	var failed failures
+	var freed int64
 	remove := func(id string, do func() error) error {
 		if err := do(); err != nil {
 			if ctx.Err() != nil {
@@ -124,7 +137,13 @@ func (c *client) prune(ctx context.Context, l leftovers, quiet bool) error {
 	}
 	for _, id := range l.containers {
 		// Not by force: what was started since then stays.
-		if err := remove(id, func() error { return ignoreNotFound(c.removeContainer(ctx, id, removal{})) }); err != nil {
+		if err := remove(id, func() error {
+			err := ignoreNotFound(c.removeContainer(ctx, id, removal{}))
+			if i := slices.IndexFunc(uses, func(u containerUse) bool { return u.ID == id }); err == nil && i >= 0 {
+				freed += uses[i].Size + uses[i].LogSize
+			}
+			return err
+		}); err != nil {
 			return err
 		}
 	}
@@ -132,6 +151,9 @@ func (c *client) prune(ctx context.Context, l leftovers, quiet bool) error {
 		if err := remove(id, func() error { return ignoreNotFound(c.removeSandboxAndContainers(ctx, id, false)) }); err != nil {
 			return err
 		}
+	}
+	if !quiet {
+		fmt.Fprintf(c.app.sys.Stderr, "caisson: freed %s\n", units.BytesSize(float64(freed)))
 	}
 	if len(failed) > 0 {
 		return failed

@@ -87,7 +87,7 @@ func (a *app) command() *cobra.Command {
 		a.stopCommand(), a.killCommand(), a.removeCommand(),
 		a.waitCommand(), a.pauseCommand(), a.unpauseCommand(), a.inspectCommand(), a.statsCommand(),
 		a.eventsCommand(), a.copyCommand(), a.attachCommand(), a.pruneCommand(),
-		a.sandboxCommand(), a.imageCommand(), a.loginCommand(), a.logoutCommand(),
+		a.sandboxCommand(), a.imageCommand(), a.systemCommand(), a.loginCommand(), a.logoutCommand(),
 		a.versionCommand(), a.infoCommand(),
 		a.configCommand(), a.doctorCommand(), a.debugCommand(),
 	)
