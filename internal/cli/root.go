@@ -64,7 +64,7 @@ func (a *app) command() *cobra.Command {
 		Short:         "Run containers in sandboxes",
 		Long:          "caisson runs containers in sandboxes: groups that share a network, IPC and host name.\nIt is a client of the daemon caissond.",
 		Example:       "  caisson image import rootfs.tar demo:latest\n  caisson run --rm -it demo sh\n\n  caisson sandbox create pod1 && caisson sandbox start pod1\n  caisson run -d --name web --sandbox pod1 demo httpd -f -p 8080",
-		Version:       version.String(),
+		Version:       version.Long(),
 		SilenceErrors: true,
 		SilenceUsage:  true,
 		Args:          unknownSubcommand,

@@ -22,6 +22,8 @@ type versionReport struct {
 
 type clientVersion struct {
 	Version string `json:"version"`
+	Commit  string `json:"commit"`
+	Date    string `json:"date"` // of the commit
 	Go      string `json:"go"`
 	OS      string `json:"os"`
 	Arch    string `json:"arch"`
@@ -44,7 +46,7 @@ func (a *app) versionCommand() *cobra.Command {
 			if err := o.check(); err != nil {
 				return err
 			}
-			report := versionReport{Client: clientVersion{version.String(), runtime.Version(), runtime.GOOS, runtime.GOARCH}}
+			report := versionReport{Client: thisVersion()}
 			ctx, c, err := a.connect(cmd.Context())
 			if err == nil {
 				defer c.Close()
@@ -63,11 +65,17 @@ func (a *app) versionCommand() *cobra.Command {
 	return cmd
 }
 
+func thisVersion() clientVersion {
+	b := version.Build()
+	return clientVersion{b.Version, b.Commit, b.Date, b.Go, runtime.GOOS, runtime.GOARCH}
+}
+
 func (a *app) writeVersion(o output, report versionReport) error {
 	if o.format == "json" {
 		return writeJSON(a.sys.Stdout, report)
 	}
-	table := [][]string{{"caisson", report.Client.Version}, {"go", report.Client.Go}, {"platform", report.Client.OS + "/" + report.Client.Arch}}
+	c := report.Client
+	table := [][]string{{"caisson", c.Version}, {"commit", c.Commit}, {"date", c.Date}, {"go", c.Go}, {"platform", c.OS + "/" + c.Arch}}
 	if s := report.Server; s != nil {
 		table = append(table, []string{"daemon", s.Address}, []string{"engine", "containerd " + s.Engine})
 	}
