@@ -55,9 +55,9 @@ require (
 	k8s.io/apimachinery v0.37.0
 	k8s.io/cri-api v0.37.2
 	k8s.io/streaming v0.37.0
+	oras.land/oras-go/v2 v2.7.0
 	sigs.k8s.io/json v0.0.0-20250730193827-2d320260d730
 	sigs.k8s.io/yaml v1.6.0
-	oras.land/oras-go/v2 v2.7.0
 )
 
 require (

@@ -28,6 +28,9 @@ func Main(ctx context.Context, sys System) int {
 	cmd.SetErr(sys.Stderr)
 	if err := cmd.ExecuteContext(ctx); err != nil {
 		fmt.Fprintf(sys.Stderr, "caissond: %v\n", err)
+		if errdefs.IsInvalidArgument(err) {
+			return exitConfig
+		}
 		return 1
 	}
 	return 0
@@ -35,6 +38,9 @@ func Main(ctx context.Context, sys System) int {
 
 // Command is the command line, for what describes it.
 func Command() *cobra.Command { return command(System{}) }
+
+// exitConfig, EX_CONFIG of sysexits.h, tells systemd that a restart would not help.
+const exitConfig = 78
 
 func command(sys System) *cobra.Command {
 	var f flags
@@ -47,7 +53,7 @@ containerd's whole API and CRI at its address. With --engine none it is a
 sandboxer for a containerd that runs beside it. Stopping it, in any way, leaves
 the sandboxes running; the next start takes them over.`,
 		Args:          cobra.NoArgs,
-		Version:       version.String(),
+		Version:       version.Long(),
 		SilenceErrors: true,
 		SilenceUsage:  true,
 		RunE: func(cmd *cobra.Command, _ []string) error {

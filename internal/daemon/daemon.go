@@ -90,6 +90,9 @@ func Run(ctx context.Context, cfg config.Config) (err error) {
 			return err
 		}
 	}
+	if err := startWatchdog(ctx, &steps, cfg); err != nil {
+		return err
+	}
 	view.ready.Store(true)
 	notify(ctx, sd.SdNotifyReady)
 	log.G(ctx).WithField("address", listensAt(cfg)).Info("caissond is ready")

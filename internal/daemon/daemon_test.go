@@ -300,11 +300,11 @@ func TestMainSpeaks(t *testing.T) {
 		code     int
 		out, err string
 	}{
-		{[]string{"--version"}, 0, "caissond version", ""},
+		{[]string{"--version"}, 0, "caissond version dev (commit ", ""},
 		{[]string{"--help"}, 0, "--engine", ""},
 		{[]string{"--nonsense"}, 1, "", "nonsense"},
 		{[]string{"extra"}, 1, "", "extra"},
-		{[]string{"--engine", "steam"}, 1, "", "embedded"},
+		{[]string{"--engine", "steam"}, exitConfig, "", "embedded"},
 	} {
 		var out, errs bytes.Buffer
 		code := Main(context.Background(), System{Args: tc.args, Dir: t.TempDir(), Stdout: &out, Stderr: &errs})
