@@ -78,13 +78,11 @@ static void reset_process(void)
 	sigemptyset(&none);
 	sigprocmask(SIG_SETMASK, &none, NULL);
 	setrlimit(RLIMIT_NOFILE, &nofile_before);
-	if (v < -1000)
+	if (v < 0)
 		return;
 	do
-		*--p = '0' + (v < 0 ? -(v % 10) : v % 10);
+		*--p = '0' + v % 10;
 	while (v /= 10);
-	if (oom_score_before < 0)
-		*--p = '-';
 	fd = open("/proc/self/oom_score_adj", O_WRONLY | O_CLOEXEC);
 	if (fd < 0 || write(fd, p, digits + sizeof(digits) - p) < 0)
 		return; /* it stays hard to kill, which is not worth a failure */

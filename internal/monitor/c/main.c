@@ -35,7 +35,7 @@ struct conn {
 char *proc_title;
 static size_t name_room; /* for what follows proc_title, with its NUL */
 struct rlimit nofile_before;
-int oom_score_before = -1001;
+int oom_score_before = -1;
 
 static struct conn conns[MAX_CONNS];
 static unsigned char *in_buf, *out_buf; /* MSG_MAX bytes each */
@@ -404,7 +404,9 @@ static _Noreturn void loop(int signals)
 	}
 }
 
-/* Tries to be the last that the out-of-memory killer takes. */
+/* Tries to be the last that the out-of-memory killer takes. Children get the score
+ * from before, but not what protects the daemon: a unit's OOMScoreAdjust is not meant
+ * for containers. */
 static void protect_from_oom(void)
 {
 	int fd = open("/proc/self/oom_score_adj", O_RDWR | O_CLOEXEC), v = 0;
@@ -417,7 +419,7 @@ static void protect_from_oom(void)
 	for (ssize_t i = buf[0] == '-'; i < n && buf[i] >= '0' && buf[i] <= '9'; i++)
 		v = v * 10 + (buf[i] - '0');
 	if (n > 0 && pwrite(fd, "-999", 4, 0) == 4)
-		oom_score_before = buf[0] == '-' ? -v : v;
+		oom_score_before = buf[0] == '-' ? 0 : v;
 	close(fd);
 }
 

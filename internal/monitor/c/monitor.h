@@ -55,7 +55,7 @@ struct request {
 /* main.c */
 extern char *proc_title; /* argv[0] and what follows it in memory */
 extern struct rlimit nofile_before;
-extern int oom_score_before; /* -1001: not changed */
+extern int oom_score_before; /* -1: not changed */
 void unmap_buffers(void);
 bool is_root(int fd); /* whoever made the connection */
 int fail(int err, const char *what, const char *detail); /* notes the step, returns err */

@@ -190,7 +190,7 @@ static void reset(void)
 	n_runtimes = n_fds = 0;
 	greeter = NULL;
 	buffers_used = false;
-	oom_score_before = -1001;
+	oom_score_before = -1;
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
