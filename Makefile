@@ -12,6 +12,9 @@
 # make test-containerd-versions   a smoke test of other versions of containerd (root)
 # make test-kubernetes   a real Kubernetes, with static pods and an API server (root; its first build takes minutes)
 # make docs   docs/reference/ and man pages in build/man, from the commands themselves
+# make install PREFIX=/usr/local DESTDIR=   programs, systemd unit, completions, man pages; and make uninstall
+# make deb, make release   a Debian package; that, an archive, SBOMs and checksums, in dist/
+# make test-release   builds a release twice, in two clones, and compares (slow)
 # The rest: deps lint proto test-vm test-vm-cri clean.
 
 SHELL := /bin/bash
@@ -19,13 +22,21 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := build
 
 GO      ?= go
-VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
-LDFLAGS := -s -w -X caisson/internal/version.current=$(VERSION)
-GOBUILD := CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)'
+# What a build says of itself. The date is the commit's, so that all builds of a
+# commit are the same, wherever and whenever they are made.
+VERSION           := $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+COMMIT            ?= $(shell git rev-parse HEAD 2>/dev/null)
+SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || echo 0)
+DATE              := $(shell date -u -d @$(SOURCE_DATE_EPOCH) +%FT%TZ)
+export VERSION SOURCE_DATE_EPOCH
+
+pkg     := caisson/internal/version
+LDFLAGS := -s -w -X $(pkg).current=$(VERSION) -X $(pkg).commit=$(COMMIT) -X $(pkg).date=$(DATE)
+GOBUILD := CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -ldflags '$(LDFLAGS)'
 
 SHIM    := bin/containerd-shim-caisson-v2
 
-.PHONY: build deps monitor shim daemon cli ctr earlier test lint proto demo faults caissond-faults test-libcontainerd soak test-load fuzz test-cri test-containerd-versions test-kubernetes test-vm test-vm-cri clean chaos bench bench-report docs registry
+.PHONY: build deps monitor shim daemon cli ctr earlier test lint proto demo faults caissond-faults test-libcontainerd soak test-load fuzz test-cri test-containerd-versions test-kubernetes test-vm test-vm-cri clean chaos bench bench-report docs registry install uninstall deb release test-release
 
 build: daemon cli shim
 
@@ -178,7 +189,46 @@ test-vm-cri: deps
 	@script/deps vm
 	@script/test-vm-cri $(VMCRI)
 
+# Where things go, as the GNU conventions have it: DESTDIR is put before all of it, for
+# those who make packages.
+PREFIX  ?= /usr/local
+DESTDIR ?=
+bindir  ?= $(PREFIX)/bin
+datadir ?= $(PREFIX)/share
+mandir  ?= $(datadir)/man
+unitdir ?= $(PREFIX)/lib/systemd/system
+bashdir ?= $(datadir)/bash-completion/completions
+zshdir  ?= $(datadir)/zsh/site-functions
+fishdir ?= $(datadir)/fish/vendor_completions.d
+
+# Man pages come along if make docs has made them.
+install: build
+	install -d $(addprefix $(DESTDIR),$(bindir) $(unitdir) $(bashdir) $(zshdir) $(fishdir))
+	install -m 755 bin/caisson bin/caissond $(SHIM) $(DESTDIR)$(bindir)
+	sed 's,@bindir@,$(bindir),' packaging/caissond.service >$(DESTDIR)$(unitdir)/caissond.service
+	bin/caisson completion bash >$(DESTDIR)$(bashdir)/caisson
+	bin/caisson completion zsh >$(DESTDIR)$(zshdir)/_caisson
+	bin/caisson completion fish >$(DESTDIR)$(fishdir)/caisson.fish
+	chmod 644 $(addprefix $(DESTDIR),$(unitdir)/caissond.service $(bashdir)/caisson $(zshdir)/_caisson $(fishdir)/caisson.fish)
+	for page in $(wildcard build/man/*.[1-8]); do install -D -m 644 -t $(DESTDIR)$(mandir)/man$${page##*.} $$page; done
+
+# What the daemon has made, in /var/lib/caisson, stays.
+uninstall:
+	rm -f $(addprefix $(DESTDIR)$(bindir)/,caisson caissond $(notdir $(SHIM)))
+	rm -f $(addprefix $(DESTDIR),$(unitdir)/caissond.service $(bashdir)/caisson $(zshdir)/_caisson $(fishdir)/caisson.fish)
+	rm -f $(DESTDIR)$(mandir)/man[1-8]/caisson{,d,-*}.[1-8]
+
+deb: build
+	@mkdir -p dist
+	@script/deb dist
+
+release: deps build
+	@script/release
+
+test-release: deps
+	@script/test-release
+
 clean:
-	rm -rf bin build
+	rm -rf bin build dist
 	@$(MAKE) --no-print-directory -C internal/monitor/c clean
 	@$(MAKE) --no-print-directory -C cmd/containerd-shim-caisson-v2 clean
