@@ -39,8 +39,7 @@ else
 	done </proc/mounts
 fi
 mount --make-rprivate /
-for dir in dev run tmp var/lib/caisson; do
-	mkdir -p "$root/$dir"
+for dir in dev run tmp; do
 	mount -t tmpfs -o mode=755 "$dir" "$root/$dir"
 done
 for device in null zero full random urandom tty; do
@@ -54,7 +53,7 @@ mount --bind "$1/share" "$root/mnt"
 
 # Nothing but what is tested starts, and it may: container images forbid it with this file.
 rm -f "$root/usr/sbin/policy-rc.d"
-rm -rf "$root"/etc/caisson "$root"/etc/containerd
+rm -rf "$root"/{etc,var/lib}/caisson
 mkdir -p "$root/etc/systemd/system/caissond.service.d"
 printf '[Unit]\nDefaultDependencies=no\n' >"$root/etc/systemd/system/test.target"
 printf '[Unit]\nDefaultDependencies=no\n[Service]\nStandardOutput=append:/mnt/log\nStandardError=append:/mnt/log\n' \

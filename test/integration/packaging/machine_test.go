@@ -117,7 +117,7 @@ func removeCgroups(top string) error {
 func (m *machine) try(line string) (string, error) {
 	ctx, cancel := context.WithTimeout(m.t.Context(), time.Minute)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, "nsenter", "--target", m.init, "--mount", "--pid", "--net", "--ipc", "--uts", "--cgroup", "bash", "-c", "cd; "+line)
+	cmd := exec.CommandContext(ctx, "nsenter", "--target", m.init, "--mount", "--pid", "--net", "--ipc", "--uts", "--cgroup", "bash", "-e", "-c", "cd\n"+line)
 	cmd.Env = []string{"HOME=/root", "PATH=/usr/sbin:/usr/bin:/sbin:/bin", "DEBIAN_FRONTEND=noninteractive"}
 	out, err := cmd.CombinedOutput()
 	return string(out), err

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -31,20 +32,38 @@ func pack(t *testing.T, dir, version string) string {
 	return strings.TrimSpace(string(out))
 }
 
-// TestPackage installs, upgrades, removes and purges the package, under systemd, while a
-// container runs: nothing of that ends it.
+var underSystemd = regexp.MustCompile("(?ms)^<!-- not run here: needs systemd; test/integration/packaging runs it -->\n```sh\n(.*?)^```$")
+
+// instructions are what docs/operations.md says to do.
+func instructions(t *testing.T) (install, upgrade, backup, purge string) {
+	t.Helper()
+	text, err := os.ReadFile("../../../docs/operations.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	found := underSystemd.FindAllStringSubmatch(string(text), -1)
+	if len(found) != 4 {
+		t.Fatalf("%d blocks of shell for here in docs/operations.md, not 4", len(found))
+	}
+	return found[0][1], found[1][1], found[2][1], found[3][1]
+}
+
+// TestPackage installs, upgrades, removes and purges the package as docs/operations.md
+// says, under systemd, while a container runs: nothing of that ends it.
 func TestPackage(t *testing.T) {
+	install, upgrade, backup, purge := instructions(t)
 	m := boot(t)
-	first := filepath.Base(pack(t, m.share, "v0.1.0"))
-	second := filepath.Base(pack(t, m.share, "v0.1.0-2-gabcdef0"))
-	if first != "caisson_0.1.0_amd64.deb" || second != "caisson_0.1.0+2.gabcdef0_amd64.deb" {
-		t.Errorf("packages %s and %s", first, second)
+	for dir, version := range map[string]string{"first": "v0.1.0", "second": "v0.1.0-2-gabcdef0"} {
+		if err := os.Mkdir(filepath.Join(m.share, dir), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		pack(t, filepath.Join(m.share, dir), version)
 	}
 	if err := image.WriteFile(filepath.Join(m.share, "image.tar"), image.Options{}); err != nil {
 		t.Fatal(err)
 	}
-	const install = "dpkg --force-unsafe-io --install /mnt/"
-	m.run(install + first)
+	m.run("cd /mnt/first\n" + install)
+	m.expect("dpkg-query -W -f='${Version}' caisson", "0.1.0")
 	m.expect("systemctl is-enabled caissond && systemctl is-active caissond", "enabled\nactive")
 	m.expect("systemd-analyze --man=no verify caissond.service 2>&1", "")
 	m.expect("dpkg --verify caisson", "")
@@ -58,7 +77,8 @@ func TestPackage(t *testing.T) {
 	pid := m.run(main)
 
 	m.run("printf '[log]\\nlevel = \"debug\"\\n' >>/etc/caisson/config.toml")
-	m.run(install + second)
+	m.run("cd /mnt/second\n" + upgrade)
+	m.expect("dpkg-query -W -f='${Version}' caisson", "0.1.0+2.gabcdef0")
 	m.expect("systemctl is-active caissond", "active")
 	if now := m.run(main); now == pid {
 		t.Errorf("after the upgrade the daemon is the old process %s", now)
@@ -66,7 +86,8 @@ func TestPackage(t *testing.T) {
 	m.expect(since, started)
 	m.expect("tail -n 1 /etc/caisson/config.toml", `level = "debug"`)
 
-	m.run("systemctl stop caissond && systemctl start caissond")
+	m.run(backup)
+	m.expect("tar -tf /root/caisson.tar var/lib/caisson/sandboxes.db etc/caisson/config.toml | wc -l", "2")
 	m.expect(since, started)
 	m.testWatchdog()
 	m.expect(since, started)
@@ -78,17 +99,17 @@ func TestPackage(t *testing.T) {
 		t.Errorf("removal says %s", out)
 	}
 	m.expect("ls /usr/bin/caisson* /lib/systemd/system/caisson* 2>/dev/null; ls /etc/caisson", "config.toml")
-	m.run(install + second)
+	m.run("cd /mnt/second\n" + install)
 	m.expect("systemctl is-enabled caissond && systemctl is-active caissond", "enabled\nactive")
 	// With cgroup v1, systemd has taken controllers' cgroups away with the unit, so
 	// nothing more can be executed in it (docs/operations.md); but it runs.
 	m.expect("pgrep -x sleep && caisson ps -q", process+"\nc")
 	m.run("caisson rm -f c")
 
-	if out := m.run("dpkg --purge caisson 2>&1"); !strings.Contains(out, "stay in /var/lib/caisson") || strings.Contains(out, "go on running") {
+	if out := m.run("exec 2>&1\n" + purge); !strings.Contains(out, "stay in /var/lib/caisson") || strings.Contains(out, "go on running") {
 		t.Errorf("purge says %s", out)
 	}
-	m.expect("ls -d /etc/caisson /etc/systemd/system/*/caissond.service 2>/dev/null; pgrep -x caissond; ls /run/caisson/s", "")
+	m.expect("ls -d /var/lib/caisson /etc/caisson /etc/systemd/system/*/caissond.service 2>/dev/null; pgrep -x caissond; ls /run/caisson/s", "")
 }
 
 // testWatchdog: systemd replaces a daemon that runs, and that nobody can reach.
