@@ -17,12 +17,15 @@ if [[ -z ${INSIDE-} ]]; then
 	INSIDE=1 exec unshare --mount --pid --net --ipc --uts --cgroup --fork --kill-child bash "$0" "$dir"
 fi
 
-root=$dir/root
-mkdir "$root"
-mount -t tmpfs own "$root"
-mkdir "$root"/{upper,work,root}
-mount -t overlay -o "lowerdir=/,upperdir=$root/upper,workdir=$root/work" overlay "$root/root"
-root+=/root
+root=$dir/root own=$dir/own
+mkdir "$own" "$root"
+mount -t tmpfs own "$own"
+# over DIRECTORY: what it has here, to be changed.
+over() {
+	mkdir -p "$own/upper$1" "$own/work$1"
+	mount -t overlay -o "lowerdir=$1,upperdir=$own/upper$1,workdir=$own/work$1" overlay "$root$1"
+}
+over /
 
 mount -t proc proc "$root/proc"
 mount -t sysfs sys "$root/sys"
@@ -39,21 +42,23 @@ else
 	done </proc/mounts
 fi
 mount --make-rprivate /
-for dir in dev run tmp; do
+# Snapshots cannot be on an overlay.
+for dir in dev run tmp var/lib; do
 	mount -t tmpfs -o mode=755 "$dir" "$root/$dir"
 done
 for device in null zero full random urandom tty; do
 	touch "$root/dev/$device"
 	mount --bind "/dev/$device" "$root/dev/$device"
 done
-mkdir "$root"/dev/{pts,shm}
+mkdir -p "$root"/dev/{pts,shm} "$root"/var/lib/{dpkg,systemd}
+over /var/lib/dpkg
 mount -t devpts -o newinstance,ptmxmode=0666 devpts "$root/dev/pts"
 ln -s pts/ptmx "$root/dev/ptmx"
 mount --bind "$1/share" "$root/mnt"
 
 # Nothing but what is tested starts, and it may: container images forbid it with this file.
 rm -f "$root/usr/sbin/policy-rc.d"
-rm -rf "$root"/{etc,var/lib}/caisson
+rm -rf "$root/etc/caisson"
 mkdir -p "$root/etc/systemd/system/caissond.service.d"
 printf '[Unit]\nDefaultDependencies=no\n' >"$root/etc/systemd/system/test.target"
 printf '[Unit]\nDefaultDependencies=no\n[Service]\nStandardOutput=append:/mnt/log\nStandardError=append:/mnt/log\n' \

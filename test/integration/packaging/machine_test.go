@@ -117,7 +117,7 @@ func removeCgroups(top string) error {
 func (m *machine) try(line string) (string, error) {
 	ctx, cancel := context.WithTimeout(m.t.Context(), time.Minute)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, "nsenter", "--target", m.init, "--mount", "--pid", "--net", "--ipc", "--uts", "--cgroup", "bash", "-e", "-c", "cd\n"+line)
+	cmd := exec.CommandContext(ctx, "nsenter", "--target", m.init, "--mount", "--pid", "--net", "--ipc", "--uts", "--cgroup", "bash", "-c", "cd\n"+line)
 	cmd.Env = []string{"HOME=/root", "PATH=/usr/sbin:/usr/bin:/sbin:/bin", "DEBIAN_FRONTEND=noninteractive"}
 	out, err := cmd.CombinedOutput()
 	return string(out), err
@@ -128,6 +128,7 @@ func (m *machine) run(line string) string {
 	out, err := m.try(line)
 	if err != nil {
 		log, _ := os.ReadFile(filepath.Join(m.share, "log")) // there may be none
+		log = log[max(0, len(log)-4000):]
 		m.t.Fatalf("%s: %v\n%s\nlog of caissond:\n%s", line, err, out, log)
 	}
 	return strings.TrimSpace(out)

@@ -62,7 +62,7 @@ func TestPackage(t *testing.T) {
 	if err := image.WriteFile(filepath.Join(m.share, "image.tar"), image.Options{}); err != nil {
 		t.Fatal(err)
 	}
-	m.run("cd /mnt/first\n" + install)
+	m.run("set -e; cd /mnt/first\n" + install)
 	m.expect("dpkg-query -W -f='${Version}' caisson", "0.1.0")
 	m.expect("systemctl is-enabled caissond && systemctl is-active caissond", "enabled\nactive")
 	m.expect("systemd-analyze --man=no verify caissond.service 2>&1", "")
@@ -77,7 +77,7 @@ func TestPackage(t *testing.T) {
 	pid := m.run(main)
 
 	m.run("printf '[log]\\nlevel = \"debug\"\\n' >>/etc/caisson/config.toml")
-	m.run("cd /mnt/second\n" + upgrade)
+	m.run("set -e; cd /mnt/second\n" + upgrade)
 	m.expect("dpkg-query -W -f='${Version}' caisson", "0.1.0+2.gabcdef0")
 	m.expect("systemctl is-active caissond", "active")
 	if now := m.run(main); now == pid {
@@ -86,7 +86,7 @@ func TestPackage(t *testing.T) {
 	m.expect(since, started)
 	m.expect("tail -n 1 /etc/caisson/config.toml", `level = "debug"`)
 
-	m.run(backup)
+	m.run("set -e\n" + backup)
 	m.expect("tar -tf /root/caisson.tar var/lib/caisson/sandboxes.db etc/caisson/config.toml | wc -l", "2")
 	m.expect(since, started)
 	m.testWatchdog()
@@ -99,14 +99,14 @@ func TestPackage(t *testing.T) {
 		t.Errorf("removal says %s", out)
 	}
 	m.expect("ls /usr/bin/caisson* /lib/systemd/system/caisson* 2>/dev/null; ls /etc/caisson", "config.toml")
-	m.run("cd /mnt/second\n" + install)
+	m.run("set -e; cd /mnt/second\n" + install)
 	m.expect("systemctl is-enabled caissond && systemctl is-active caissond", "enabled\nactive")
 	// With cgroup v1, systemd has taken controllers' cgroups away with the unit, so
 	// nothing more can be executed in it (docs/operations.md); but it runs.
 	m.expect("pgrep -x sleep && caisson ps -q", process+"\nc")
 	m.run("caisson rm -f c")
 
-	if out := m.run("exec 2>&1\n" + purge); !strings.Contains(out, "stay in /var/lib/caisson") || strings.Contains(out, "go on running") {
+	if out := m.run("set -e; exec 2>&1\n" + purge); !strings.Contains(out, "stay in /var/lib/caisson") || strings.Contains(out, "go on running") {
 		t.Errorf("purge says %s", out)
 	}
 	m.expect("ls -d /var/lib/caisson /etc/caisson /etc/systemd/system/*/caissond.service 2>/dev/null; pgrep -x caissond; ls /run/caisson/s", "")
