@@ -19,8 +19,9 @@ import (
 
 // applyFlags are those of `sandbox apply`.
 type applyFlags struct {
-	file, network      string
-	replace, plainHTTP bool
+	file, network string
+	replace       bool
+	registry      registryFlags // to pull missing images from
 }
 
 func (a *app) sandboxApplyCommand() *cobra.Command {
@@ -55,7 +56,7 @@ func (a *app) sandboxApplyCommand() *cobra.Command {
 	flags.StringVarP(&f.file, "filename", "f", "", "the manifest, in YAML or JSON; - is standard input")
 	flags.BoolVar(&f.replace, "replace", false, "remove the sandboxes of these names first, with their containers and volumes, if they are not as the manifest has them")
 	flags.StringVar(&f.network, "net", "cni", "network of Pods without hostNetwork: none (loopback only), host, or cni (as the daemon configures it)")
-	flags.BoolVar(&f.plainHTTP, "plain-http", false, "pull missing images without TLS, from a registry on loopback")
+	f.registry.add(a, cmd)
 	_ = cmd.MarkFlagFilename("filename", "yaml", "yml", "json") // cannot fail: the flag is there
 	return cmd
 }
@@ -101,7 +102,7 @@ func (c *client) apply(ctx context.Context, pods []manifest.Pod, f applyFlags) (
 		if found[i] == unchanged {
 			continue
 		}
-		if err := c.prepare(ctx, pod, images, f.plainHTTP); err != nil {
+		if err := c.prepare(ctx, pod, images, f.registry); err != nil {
 			return fmt.Errorf("sandbox %q: %w", pod.Name, err)
 		}
 	}
@@ -211,7 +212,7 @@ func (c *client) checkFree(ctx context.Context, pod manifest.Pod) error {
 }
 
 // prepare checks what a Pod needs of the host, and fetches its images.
-func (c *client) prepare(ctx context.Context, pod manifest.Pod, images map[string]containerd.Image, plainHTTP bool) error {
+func (c *client) prepare(ctx context.Context, pod manifest.Pod, images map[string]containerd.Image, reg registryFlags) error {
 	for _, v := range pod.Volumes {
 		if err := volumes.Check(v); err != nil {
 			return err
@@ -222,7 +223,7 @@ func (c *client) prepare(ctx context.Context, pod manifest.Pod, images map[strin
 		if ctr.Pull != corev1.PullAlways && images[key] != nil {
 			continue
 		}
-		image, err := c.imageFor(ctx, ctr, plainHTTP)
+		image, err := c.imageFor(ctx, ctr, reg)
 		if err != nil {
 			return fmt.Errorf("container %q: %w", ctr.Name, err)
 		}
@@ -231,10 +232,10 @@ func (c *client) prepare(ctx context.Context, pod manifest.Pod, images map[strin
 	return nil
 }
 
-func (c *client) imageFor(ctx context.Context, ctr manifest.Container, plainHTTP bool) (containerd.Image, error) {
+func (c *client) imageFor(ctx context.Context, ctr manifest.Container, reg registryFlags) (containerd.Image, error) {
 	switch ctr.Pull {
 	case corev1.PullAlways:
-		if _, err := c.pull(ctx, ctr.Image, plainHTTP); err != nil {
+		if _, err := c.pull(ctx, ctr.Image, pullFlags{registry: reg}); err != nil {
 			return nil, err
 		}
 	case corev1.PullNever:
@@ -244,5 +245,5 @@ func (c *client) imageFor(ctx context.Context, ctr manifest.Container, plainHTTP
 			return nil, fmt.Errorf("image %q: %w", ctr.Image, err)
 		}
 	}
-	return c.image(ctx, ctr.Image, plainHTTP)
+	return c.image(ctx, ctr.Image, reg)
 }
