@@ -144,7 +144,7 @@ func (b *box) info(ctx context.Context) (Info, error) {
 }
 
 // Metrics returns the metrics of the sandbox's cgroup, all containers together,
-// as containerd's cgroup v1 or v2 message. It is cheap.
+// as containerd's cgroup v1 or v2 message, with the traffic of its network. It is cheap.
 func (c *Controller) Metrics(ctx context.Context, sandboxID string) (*types.Metric, error) {
 	b, err := c.find(ctx, sandboxID)
 	if err != nil {
@@ -155,6 +155,9 @@ func (c *Controller) Metrics(ctx context.Context, sandboxID string) (*types.Metr
 		return nil, fmt.Errorf("sandbox %q: metrics: %w", sandboxID, err)
 	}
 	stats, err := group.Stats()
+	if err == nil {
+		err = b.addTraffic(stats)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("sandbox %q: metrics: %w", sandboxID, err)
 	}

@@ -29,11 +29,13 @@ type statsRow struct {
 	Memory      uint64     `json:"memoryBytes"` // without page cache nobody uses
 	MemoryLimit uint64     `json:"memoryLimitBytes"`
 	PIDs        uint64     `json:"pids"`
+	Received    *uint64    `json:"networkReceivedBytes"` // of a sandbox with a network of its own
+	Sent        *uint64    `json:"networkSentBytes"`
 	Read        uint64     `json:"blockReadBytes"`
 	Written     uint64     `json:"blockWrittenBytes"`
 }
 
-var statsHeader = []string{"SANDBOX", "CONTAINER", "CPU %", "MEMORY", "LIMIT", "PIDS", "BLOCK READ", "WRITTEN"}
+var statsHeader = []string{"SANDBOX", "CONTAINER", "CPU %", "MEMORY", "LIMIT", "PIDS", "NET RX", "NET TX", "BLOCK READ", "WRITTEN"}
 
 func (r statsRow) key() string { return r.ID }
 func (r statsRow) columns() []string {
@@ -44,8 +46,15 @@ func (r statsRow) columns() []string {
 	return []string{
 		r.Sandbox, container, strconv.FormatFloat(r.CPUPercent, 'f', 2, 64),
 		units.BytesSize(float64(r.Memory)), bytesOrUnlimited(r.MemoryLimit), strconv.FormatUint(r.PIDs, 10),
-		units.BytesSize(float64(r.Read)), units.BytesSize(float64(r.Written)),
+		bytesIfKnown(r.Received), bytesIfKnown(r.Sent), units.BytesSize(float64(r.Read)), units.BytesSize(float64(r.Written)),
 	}
+}
+
+func bytesIfKnown(n *uint64) string {
+	if n == nil {
+		return ""
+	}
+	return units.BytesSize(float64(*n))
 }
 
 const (
@@ -56,23 +65,18 @@ const (
 )
 
 func (a *app) statsCommand() *cobra.Command {
-	var o output
-	var once bool
+	var f statsFlags
 	cmd := &cobra.Command{
 		Use:   "stats [CONTAINER|SANDBOX...]",
 		Short: "Show what containers and sandboxes use, once a second",
 		Long: "Show what containers and sandboxes use, all that run if none is named; a sandbox comes with its\n" +
-			"containers. CPU is in percent of one CPU. Memory is without page cache that nobody uses. On a\n" +
-			"terminal the table is refreshed; elsewhere, lines are added, as JSON one object each.",
+			"containers. " + statsHelp + " On a\n" +
+			"terminal the table is refreshed; elsewhere, lines are added, as JSON one object each. `caisson top`\n" +
+			"is for looking at them.",
 		Example: "  caisson stats\n  caisson stats --no-stream web pod1\n  caisson stats --no-stream --format '{{.id}} {{.memoryBytes}}'",
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if err := o.check(); err != nil {
+			if err := f.check(args); err != nil {
 				return err
-			}
-			for _, id := range args {
-				if err := checkID("container or sandbox", id); err != nil {
-					return err
-				}
 			}
 			ctx, sig := catchSignals(cmd.Context())
 			defer sig.close()
@@ -81,15 +85,47 @@ func (a *app) statsCommand() *cobra.Command {
 				return err
 			}
 			defer c.Close()
-			if once {
-				return c.statsOnce(ctx, o, args)
+			if f.once {
+				return c.statsOnce(ctx, f, args)
 			}
-			return c.streamStats(ctx, o, args)
+			return c.streamStats(ctx, f, args)
 		},
 	}
-	cmd.Flags().BoolVar(&once, "no-stream", false, "show it once: what was used within a second")
-	o.addFormat(cmd, "table")
+	f.add(cmd)
 	return cmd
+}
+
+// statsHelp says what the numbers are.
+const statsHelp = "CPU is in percent of one CPU. Memory is without page cache that nobody uses. Network\n" +
+	"traffic is that of a sandbox with a network of its own."
+
+// statsFlags are those of `stats` and `top`.
+type statsFlags struct {
+	output
+	order statsOrder
+	once  bool
+	by    string
+}
+
+func (f *statsFlags) add(cmd *cobra.Command) {
+	cmd.Flags().BoolVar(&f.once, "no-stream", false, "show it once: what was used within a second")
+	cmd.Flags().StringVar(&f.by, "sort", statsOrders[0].name, "what to sort by: "+orderNames())
+	f.addFormat(cmd, "table")
+}
+
+func (f *statsFlags) check(args []string) (err error) {
+	if err := f.output.check(); err != nil {
+		return err
+	}
+	if f.order, err = parseOrder(f.by); err != nil {
+		return err
+	}
+	for _, id := range args {
+		if err := checkID("container or sandbox", id); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // sampler turns what was used since the beginning into shares.
@@ -121,42 +157,41 @@ func cpuPercent(before, now statsRow) float64 {
 	return 100 * float64(now.CPU-before.CPU) / float64(passed.Nanoseconds())
 }
 
-func (c *client) statsOnce(ctx context.Context, o output, args []string) error {
+func (c *client) statsOnce(ctx context.Context, f statsFlags, args []string) error {
 	var s sampler
-	rows, err := c.statsRows(ctx, args)
+	rows, err := c.sample(ctx, &s, args)
 	if err != nil {
 		return err
 	}
-	if len(rows) > 0 {
-		s.shares(rows)
+	if len(rows) > 0 { // the first sample has no shares yet
 		if err := sleep(ctx, statsInterval); err != nil {
 			return err
 		}
-		if rows, err = c.statsRows(ctx, args); err != nil {
+		if rows, err = c.sample(ctx, &s, args); err != nil {
 			return err
 		}
-		s.shares(rows)
 	}
-	return list(c.app.sys.Stdout, o, statsHeader, rows)
+	f.order.sort(rows, false)
+	return list(c.app.sys.Stdout, f.output, statsHeader, rows)
 }
 
 // streamStats shows the use until it is interrupted, or those it was asked for are gone.
-func (c *client) streamStats(ctx context.Context, o output, args []string) error {
+func (c *client) streamStats(ctx context.Context, f statsFlags, args []string) error {
 	out, _ := c.app.sys.Stdout.(*os.File)
-	refresh := o.format == "table" && isTerminal(out)
+	refresh := f.format == "table" && isTerminal(out)
 	var s sampler
 	for tick := 0; ; tick++ {
-		rows, err := c.statsRows(ctx, args)
+		rows, err := c.sample(ctx, &s, args)
 		if ctx.Err() != nil {
 			return nil // how one ends it
 		}
 		if err != nil {
 			return err
 		}
-		s.shares(rows)
 		// The first sample has no shares yet.
 		if tick > 0 || len(rows) == 0 {
-			if err := c.showTick(o, refresh, tick, rows); err != nil {
+			f.order.sort(rows, false)
+			if err := c.showTick(f.output, refresh, tick, rows); err != nil {
 				return err
 			}
 		}
@@ -164,6 +199,15 @@ func (c *client) streamStats(ctx context.Context, o output, args []string) error
 			return nil
 		}
 	}
+}
+
+// sample is what is used now, with the shares since the last time.
+func (c *client) sample(ctx context.Context, s *sampler, args []string) ([]statsRow, error) {
+	rows, err := c.statsRows(ctx, args)
+	if err == nil {
+		s.shares(rows)
+	}
+	return rows, err
 }
 
 func (c *client) showTick(o output, refresh bool, tick int, rows []statsRow) error {
@@ -318,6 +362,6 @@ func newStatsRow(kind, id, sandboxID string, m *types.Metric) (statsRow, error) 
 	}
 	return statsRow{
 		Kind: kind, ID: id, Sandbox: sandboxID, At: at, CPU: u.cpu, Memory: u.inUse(), MemoryLimit: u.memoryLimit,
-		PIDs: u.pids, Read: u.read, Written: u.wrote,
+		PIDs: u.pids, Received: u.received, Sent: u.sent, Read: u.read, Written: u.wrote,
 	}, nil
 }

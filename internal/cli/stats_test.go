@@ -34,10 +34,11 @@ func TestStatsRows(t *testing.T) {
 			t.Fatal(err)
 		}
 		v2, err := newStatsRow(kindSandbox, "pod1", "pod1", metric(seconds, &cgroup2.Metrics{
-			CPU:    &cgroup2.CPUStat{UsageUsec: uint64(250_000 * seconds)},
-			Memory: &cgroup2.MemoryStat{Usage: 1 << 20, UsageLimit: 64 << 20, InactiveFile: 2 << 20},
-			Pids:   &cgroup2.PidsStat{Current: 1},
-			Io:     &cgroup2.IOStat{Usage: []*cgroup2.IOEntry{{Rbytes: 1 << 20}, {Rbytes: 1 << 20, Wbytes: 5}}},
+			CPU:     &cgroup2.CPUStat{UsageUsec: uint64(250_000 * seconds)},
+			Memory:  &cgroup2.MemoryStat{Usage: 1 << 20, UsageLimit: 64 << 20, InactiveFile: 2 << 20},
+			Pids:    &cgroup2.PidsStat{Current: 1},
+			Io:      &cgroup2.IOStat{Usage: []*cgroup2.IOEntry{{Rbytes: 1 << 20}, {Rbytes: 1 << 20, Wbytes: 5}}},
+			Network: []*cgroup2.NetworkStat{{RxBytes: 1 << 10, TxBytes: 7}, {RxBytes: 2 << 10}},
 		}))
 		if err != nil {
 			t.Fatal(err)
@@ -67,7 +68,7 @@ func TestStatsRows(t *testing.T) {
 func TestStatsOfNothing(t *testing.T) {
 	d := startFake(t)
 	d.addContainer("job", "", task.Status_STOPPED, nil)
-	if out := d.must(t, "stats", "--no-stream"); out != "SANDBOX   CONTAINER   CPU %   MEMORY   LIMIT   PIDS   BLOCK READ   WRITTEN\n" {
+	if out := d.must(t, "stats", "--no-stream"); out != "SANDBOX   CONTAINER   CPU %   MEMORY   LIMIT   PIDS   NET RX   NET TX   BLOCK READ   WRITTEN\n" {
 		t.Errorf("stats: %q", out)
 	}
 	if out := d.must(t, "stats", "--no-stream", "--format", "json", "job"); out != "[]\n" {

@@ -20,6 +20,8 @@ type usage struct {
 	pids        uint64
 	pidsLimit   uint64
 	read, wrote uint64 // bytes of block devices
+	// Bytes of all interfaces; nil without any of its own.
+	received, sent *uint64
 }
 
 func usageOf(m *types.Metric) (usage, error) {
@@ -45,6 +47,7 @@ func usageOf(m *types.Metric) (usage, error) {
 				u.wrote += e.GetValue()
 			}
 		}
+		u.received, u.sent = traffic(v.GetNetwork())
 	case *cgroup2.Metrics:
 		u.cpu = v.GetCPU().GetUsageUsec() * 1000
 		u.memory, u.memoryLimit = v.GetMemory().GetUsage(), v.GetMemory().GetUsageLimit()
@@ -54,10 +57,27 @@ func usageOf(m *types.Metric) (usage, error) {
 			u.read += e.GetRbytes()
 			u.wrote += e.GetWbytes()
 		}
+		u.received, u.sent = traffic(v.GetNetwork())
 	default:
 		return usage{}, fmt.Errorf("unknown type %q: %w", m.GetData().GetTypeUrl(), errdefs.ErrNotImplemented)
 	}
 	return u, nil
+}
+
+// traffic adds up interfaces, in the message of either version.
+func traffic[I interface {
+	GetRxBytes() uint64
+	GetTxBytes() uint64
+}](interfaces []I) (received, sent *uint64) {
+	if len(interfaces) == 0 {
+		return nil, nil
+	}
+	received, sent = new(uint64), new(uint64)
+	for _, i := range interfaces {
+		*received += i.GetRxBytes()
+		*sent += i.GetTxBytes()
+	}
+	return received, sent
 }
 
 // inUse is the memory as `docker stats` counts it: without what the kernel would
