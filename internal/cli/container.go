@@ -160,8 +160,8 @@ type removal struct {
 	keepSandbox bool // leave its own sandbox: the caller removes that
 }
 
-// removeContainer removes the task, the container's own sandbox, the log and at
-// last the record, so that a failed removal can be repeated.
+// removeContainer removes the task, the container's own sandbox, the log, the checkpoint
+// and at last the record, so that a failed removal can be repeated.
 func (c *client) removeContainer(ctx context.Context, id string, how removal) error {
 	ctr, err := c.load(ctx, id)
 	if err != nil {
@@ -187,6 +187,9 @@ func (c *client) removeContainer(ctx context.Context, id string, how removal) er
 	}
 	if err := removeLog(labels[labelLog], c.app.namespace, id); err != nil {
 		return fmt.Errorf("container %q: remove log: %w", id, err)
+	}
+	if err := c.app.removeCheckpoint(id); err != nil {
+		return fmt.Errorf("container %q: remove checkpoint: %w", id, err)
 	}
 	if err := ctr.Delete(ctx, containerd.WithSnapshotCleanup); ignoreNotFound(err) != nil {
 		return fmt.Errorf("container %q: remove: %w", id, err)

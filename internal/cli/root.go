@@ -85,7 +85,7 @@ func (a *app) command() *cobra.Command {
 	root.AddCommand(
 		a.runCommand(), a.execCommand(), a.psCommand(), a.logsCommand(),
 		a.stopCommand(), a.killCommand(), a.removeCommand(),
-		a.waitCommand(), a.pauseCommand(), a.unpauseCommand(), a.inspectCommand(), a.statsCommand(), a.topCommand(),
+		a.waitCommand(), a.pauseCommand(), a.unpauseCommand(), a.checkpointCommand(), a.restoreCommand(), a.inspectCommand(), a.statsCommand(), a.topCommand(),
 		a.eventsCommand(), a.copyCommand(), a.attachCommand(), a.pruneCommand(),
 		a.sandboxCommand(), a.imageCommand(), a.systemCommand(), a.loginCommand(), a.logoutCommand(),
 		a.versionCommand(), a.infoCommand(),

@@ -1,0 +1,89 @@
+package integration
+
+import (
+	"errors"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"caisson/test/daemon"
+	"caisson/test/harness"
+)
+
+// TestCLICheckpoint takes a container from one life to the next where CRIU works, and sees
+// that the container stays as it is, and the reason is told, where it does not.
+func TestCLICheckpoint(t *testing.T) {
+	h := harness.Start(t, daemon.Options{})
+	defer h.Caisson("rm", "-f", "count")
+	h.Caisson("run", "-d", "--name", "count", harness.Image, "sh", "-c", "n=0; while :; do n=$((n+1)); echo $n; usleep 50000; done")
+	image := filepath.Join(h.Root, "checkpoints", h.Token, "count")
+	if res := h.TryCaisson("restore", "count"); res.Code != 1 || !strings.Contains(res.Stderr, "caisson checkpoint count") {
+		t.Errorf("restore without a checkpoint: %+v", res)
+	}
+	if res := h.TryCaisson("checkpoint", "--image-path", h.Dir, "count"); res.Code != 1 || !strings.Contains(res.Stderr, "remove it first") {
+		t.Errorf("checkpoint to a directory in use: %+v", res)
+	}
+	if out, err := exec.Command("criu", "check").CombinedOutput(); err != nil {
+		t.Logf("CRIU does not work here (%v): %s", err, out)
+		res := h.TryCaisson("checkpoint", "count")
+		if res.Code != 1 || !strings.Contains(res.Stderr, `container "count": checkpoint:`) || !strings.Contains(res.Stderr, "criu check") {
+			t.Errorf("checkpoint: %+v", res)
+		}
+		if errors.Is(err, exec.ErrNotFound) && !strings.Contains(res.Stderr, "install CRIU") {
+			t.Errorf("checkpoint without CRIU: %+v", res)
+		}
+		if _, err := os.Stat(image); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("the checkpoint that failed: %v", err)
+		}
+		if out := h.Caisson("inspect", "-f", "{{.status}}", "count"); out != "running\n" {
+			t.Errorf("status afterwards: %s", out)
+		}
+		return
+	}
+	counted := func() int {
+		lines := strings.Fields(h.Caisson("logs", "count"))
+		n, err := strconv.Atoi(lines[len(lines)-1])
+		if err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	h.Caisson("checkpoint", "--leave-running", "count")
+	if out := h.Caisson("inspect", "-f", "{{.status}}", "count"); out != "running\n" {
+		t.Errorf("status of one that was left running: %s", out)
+	}
+	h.Caisson("checkpoint", "count")
+	if out := h.Caisson("inspect", "-f", "{{.status}}", "count"); out != "stopped\n" {
+		t.Errorf("status after a checkpoint: %s", out)
+	}
+	before := counted()
+	h.Caisson("restore", "count")
+	if err := daemon.Poll(t.Context(), time.Minute, func() error {
+		if counted() > before {
+			return nil
+		}
+		return errors.New("it does not go on")
+	}); err != nil {
+		t.Error(err)
+	}
+	if lines := strings.Fields(h.Caisson("logs", "count")); strings.Join(lines, " ") != strings.Join(upTo(len(lines)), " ") {
+		t.Errorf("log: %q", lines)
+	}
+	if _, err := os.Stat(image); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("the checkpoint stays: %v", err)
+	}
+}
+
+// upTo are the numbers from 1 on.
+func upTo(n int) []string {
+	list := make([]string, n)
+	for i := range list {
+		list[i] = strconv.Itoa(i + 1)
+	}
+	return list
+}
