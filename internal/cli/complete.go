@@ -21,7 +21,8 @@ var completions = map[string]func(ctx context.Context, c *client) ([]string, err
 		more, err := c.sandboxNames(ctx)
 		return append(names, more...), err
 	},
-	"ID": func(ctx context.Context, c *client) ([]string, error) { return c.sandboxNames(ctx) },
+	"ID":      func(ctx context.Context, c *client) ([]string, error) { return c.sandboxNames(ctx) },
+	"SANDBOX": func(ctx context.Context, c *client) ([]string, error) { return c.sandboxNames(ctx) },
 	"IMAGE": func(ctx context.Context, c *client) ([]string, error) {
 		all, err := c.ImageService().List(ctx)
 		names := make([]string, len(all))

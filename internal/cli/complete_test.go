@@ -19,6 +19,7 @@ func TestCompletion(t *testing.T) {
 		"logs web":        "",
 		"stats":           "db pod1 web",
 		"sandbox inspect": "pod1",
+		"port-forward":    "pod1",
 		"sandbox create":  "",
 	} {
 		out := d.must(t, append(append([]string{"__complete"}, strings.Fields(args)...), "")...)

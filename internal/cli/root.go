@@ -86,7 +86,7 @@ func (a *app) command() *cobra.Command {
 		a.runCommand(), a.execCommand(), a.psCommand(), a.logsCommand(),
 		a.stopCommand(), a.killCommand(), a.removeCommand(),
 		a.waitCommand(), a.pauseCommand(), a.unpauseCommand(), a.checkpointCommand(), a.restoreCommand(), a.inspectCommand(), a.statsCommand(), a.topCommand(),
-		a.eventsCommand(), a.copyCommand(), a.attachCommand(), a.pruneCommand(),
+		a.eventsCommand(), a.copyCommand(), a.attachCommand(), a.portForwardCommand(), a.pruneCommand(),
 		a.sandboxCommand(), a.imageCommand(), a.systemCommand(), a.loginCommand(), a.logoutCommand(),
 		a.versionCommand(), a.infoCommand(),
 		a.configCommand(), a.doctorCommand(), a.debugCommand(),

@@ -155,11 +155,17 @@ type taskEndpoint struct {
 
 // statusInfo is what is read of the verbose status of a sandbox.
 type statusInfo struct {
-	Address string `json:"address"`
-	Version uint32 `json:"version"`
-	Network struct {
+	Address   string `json:"address"`
+	Version   uint32 `json:"version"`
+	NetNSPath string `json:"netnsPath"` // "" for the host's network
+	Network   struct {
 		Addresses []string // of the sandbox, without prefix lengths
 	} `json:"network"`
+}
+
+func infoOf(st sandbox.ControllerStatus) (info statusInfo, err error) {
+	err = json.Unmarshal([]byte(st.Info["info"]), &info)
+	return info, err
 }
 
 // endpointOf finds the address of a sandbox's task service in its verbose
@@ -167,8 +173,7 @@ type statusInfo struct {
 // answer and passes only the info on.
 func endpointOf(st sandbox.ControllerStatus) taskEndpoint {
 	e := taskEndpoint{st.Address, st.Version}
-	var info statusInfo
-	if e.address == "" && json.Unmarshal([]byte(st.Info["info"]), &info) == nil {
+	if info, err := infoOf(st); e.address == "" && err == nil {
 		e = taskEndpoint{info.Address, info.Version}
 	}
 	return e
@@ -182,13 +187,22 @@ func (c *client) readySandbox(ctx context.Context, id string) (taskEndpoint, err
 	return c.endpoint(ctx, id)
 }
 
-func (c *client) endpoint(ctx context.Context, id string) (taskEndpoint, error) {
+// readyStatus is the verbose status of a sandbox, which must run.
+func (c *client) readyStatus(ctx context.Context, id string) (sandbox.ControllerStatus, error) {
 	st, err := c.controller().Status(ctx, id, true)
 	if err != nil && !errdefs.IsNotFound(err) {
-		return taskEndpoint{}, fmt.Errorf("sandbox %q: status: %w", id, err)
+		return st, fmt.Errorf("sandbox %q: status: %w", id, err)
 	}
 	if err != nil || sandboxState(st.State) != stateReady {
-		return taskEndpoint{}, advise(errdefs.ErrFailedPrecondition, "sandbox %q is not running; start it first: caisson sandbox start %s", id, id)
+		return st, advise(errdefs.ErrFailedPrecondition, "sandbox %q is not running; start it first: caisson sandbox start %s", id, id)
+	}
+	return st, nil
+}
+
+func (c *client) endpoint(ctx context.Context, id string) (taskEndpoint, error) {
+	st, err := c.readyStatus(ctx, id)
+	if err != nil {
+		return taskEndpoint{}, err
 	}
 	e := endpointOf(st)
 	if e.address == "" {
