@@ -9,13 +9,15 @@ import (
 )
 
 func main() {
+	executable, _ := os.Executable() // without it there is still PATH
 	os.Exit(cli.Main(context.Background(), cli.System{
-		Args:    os.Args[1:],
-		Env:     os.Getenv,
-		Getwd:   os.Getwd,
-		TempDir: os.TempDir(),
-		Stdin:   os.Stdin,
-		Stdout:  os.Stdout,
-		Stderr:  os.Stderr,
+		Args:       os.Args[1:],
+		Env:        os.Getenv,
+		Getwd:      os.Getwd,
+		TempDir:    os.TempDir(),
+		Executable: executable,
+		Stdin:      os.Stdin,
+		Stdout:     os.Stdout,
+		Stderr:     os.Stderr,
 	}))
 }

@@ -69,7 +69,7 @@ func (a *app) completeNames(cmd *cobra.Command) {
 			if len(args) > 0 && !several {
 				return nil, cobra.ShellCompDirectiveDefault
 			}
-			ctx, c, err := a.connect(cmd.Context())
+			ctx, c, err := a.connectOnly(cmd.Context())
 			if err != nil {
 				return nil, cobra.ShellCompDirectiveNoFileComp
 			}

@@ -6,7 +6,6 @@ import (
 	"io/fs"
 	"net"
 	"strings"
-	"syscall"
 	"time"
 
 	containerd "github.com/containerd/containerd/v2/client"
@@ -29,14 +28,29 @@ type client struct {
 	app *app
 }
 
-// connect opens the daemon's socket. The returned context carries the namespace;
-// the caller closes the client.
+// connect opens the daemon's socket, and starts a daemon if none runs and that is what the
+// user expects. The returned context carries the namespace; the caller closes the client.
 func (a *app) connect(ctx context.Context) (context.Context, *client, error) {
+	return a.open(ctx, a.daemonToStart)
+}
+
+// connectOnly is connect without starting a daemon.
+func (a *app) connectOnly(ctx context.Context) (context.Context, *client, error) {
+	return a.open(ctx, func(error) string { return "" })
+}
+
+func (a *app) open(ctx context.Context, toStart func(cause error) string) (context.Context, *client, error) {
 	if err := identifiers.Validate(a.namespace); err != nil {
 		return nil, nil, advise(err, "namespace %q is not an identifier: use letters and digits, with . _ - between them", a.namespace)
 	}
 	if err := a.probe(ctx); err != nil {
-		return nil, nil, err
+		program := toStart(err)
+		if program == "" {
+			return nil, nil, a.noDaemon(err)
+		}
+		if err := a.startAndWait(ctx, program); err != nil {
+			return nil, nil, err
+		}
 	}
 	c, err := containerd.New(a.socketPath(), containerd.WithDefaultNamespace(a.namespace), containerd.WithTimeout(dialTimeout))
 	if err != nil {
@@ -51,7 +65,7 @@ func (a *app) probe(ctx context.Context) error {
 	dialer := net.Dialer{Timeout: dialTimeout}
 	conn, err := dialer.DialContext(ctx, "unix", a.socketPath())
 	if err != nil {
-		return a.noDaemon(err)
+		return err
 	}
 	return conn.Close()
 }
@@ -62,7 +76,7 @@ func (a *app) noDaemon(err error) error {
 		return err
 	case errors.Is(err, fs.ErrPermission):
 		return advise(errdefs.ErrPermissionDenied, "no permission to use caissond's socket %s: run caisson as the user it belongs to, usually root", a.address)
-	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED):
+	case nobodyListens(err):
 		return advise(errdefs.ErrUnavailable, "no caissond at %s: start it with `caissond`, or name its socket with --address or CAISSON_ADDRESS", a.address)
 	}
 	return advise(errdefs.ErrUnavailable, "no caissond at %s (%v): start it with `caissond`, or name its socket with --address or CAISSON_ADDRESS", a.address, err)

@@ -75,11 +75,19 @@ func TestFinish(t *testing.T) {
 }
 
 // runCLI runs a command line without a daemon.
+// noEnv is an environment with nothing but the order to leave the machine's daemon alone.
+func noEnv(name string) string {
+	if name == startEnv {
+		return "false"
+	}
+	return ""
+}
+
 func runCLI(t *testing.T, args ...string) (code int, stdout, stderr string) {
 	t.Helper()
 	var out, errs bytes.Buffer
 	code = Main(t.Context(), System{
-		Args: args, Env: func(string) string { return "" }, TempDir: t.TempDir(),
+		Args: args, Env: noEnv, TempDir: t.TempDir(),
 		Getwd: func() (string, error) { return "/", nil }, Stdout: &out, Stderr: &errs,
 	})
 	return code, out.String(), errs.String()

@@ -20,9 +20,12 @@ type System struct {
 	Env     func(string) string
 	Getwd   func() (string, error)
 	TempDir string
-	Stdin   *os.File
-	Stdout  io.Writer
-	Stderr  io.Writer
+	// Executable is the program's own path, beside which caissond is looked for; "" if
+	// nobody knows.
+	Executable string
+	Stdin      *os.File
+	Stdout     io.Writer
+	Stderr     io.Writer
 }
 
 // app is what all commands share: the system and the global flags.
@@ -31,6 +34,8 @@ type app struct {
 	address   string
 	namespace string
 	root      string
+	// startDaemon allows to start a daemon where none runs.
+	startDaemon bool
 }
 
 const (
@@ -81,6 +86,8 @@ func (a *app) command() *cobra.Command {
 	flags.StringVar(&a.address, "address", a.envOr("CAISSON_ADDRESS", defaultAddress), "socket of caissond ($CAISSON_ADDRESS)")
 	flags.StringVar(&a.namespace, "namespace", a.envOr("CAISSON_NAMESPACE", defaultNamespace), "containerd namespace ($CAISSON_NAMESPACE)")
 	flags.StringVar(&a.root, "root", a.envOr("CAISSON_ROOT", defaultRoot), "directory that holds the logs of detached containers and the volumes of applied sandboxes ($CAISSON_ROOT)")
+
+	flags.BoolVar(&a.startDaemon, "start-daemon", a.startsDaemon(), "start caissond if none runs at the default address, as root ($"+startEnv+")")
 
 	root.AddCommand(
 		a.runCommand(), a.execCommand(), a.psCommand(), a.logsCommand(),

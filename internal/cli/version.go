@@ -47,7 +47,7 @@ func (a *app) versionCommand() *cobra.Command {
 				return err
 			}
 			report := versionReport{Client: thisVersion()}
-			ctx, c, err := a.connect(cmd.Context())
+			ctx, c, err := a.connectOnly(cmd.Context())
 			if err == nil {
 				defer c.Close()
 				v, verr := c.Version(ctx)
