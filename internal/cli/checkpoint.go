@@ -28,10 +28,10 @@ func (a *app) checkpointCommand() *cobra.Command {
 		Use:   "checkpoint CONTAINER...",
 		Short: "Write the processes of containers to disk, and end them",
 		Long: "Write the processes of containers to disk, with CRIU, and end them: `caisson restore` lets them go on\n" +
-			"from there. The files of a container stay in the container, as long as that is not removed. Its\n" +
-			"processes must not have been started in the foreground: CRIU cannot save connections to a client.\n" +
-			"A checkpoint of before, in the same place, is replaced.",
-		Example: "  caisson checkpoint web && caisson restore web\n  caisson checkpoint --leave-running --image-path /backup/web web",
+			"from there. The files of a container stay in the container, as long as that is not removed. CRIU can\n" +
+			"save neither connections to a client nor a log on the host, so it takes a container that was run\n" +
+			"with --detach and --log-driver none. A checkpoint of before, in the default directory, is replaced.",
+		Example: "  caisson run -d --log-driver none --name web demo httpd -f\n  caisson checkpoint web && caisson restore web\n  caisson checkpoint --leave-running --image-path /backup/web web",
 		Args:    atLeast(1, "a container"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := checkImagePath(image, args); err != nil {
@@ -54,7 +54,7 @@ func (a *app) restoreCommand() *cobra.Command {
 		Use:   "restore CONTAINER...",
 		Short: "Let containers go on from their checkpoints",
 		Long: "Let containers go on from their checkpoints, detached. The container must have ended, and its sandbox\n" +
-			"must run. It writes to its log again, behind what is there.",
+			"must run.",
 		Example: "  caisson restore web\n  caisson restore --image-path /backup/web web",
 		Args:    atLeast(1, "a container"),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -99,8 +99,8 @@ func (c *client) checkpoint(ctx context.Context, id, image string, leaveRunning 
 	if err != nil {
 		return fmt.Errorf("container %q: task: %w", id, errgrpc.ToNative(err))
 	}
-	if isFIFO(resp.GetProcess().GetStdout()) {
-		return advise(errdefs.ErrFailedPrecondition, "container %q writes to a client, which CRIU cannot save: run it with --detach", id)
+	if out := resp.GetProcess().GetStdout(); isFIFO(out) || strings.HasPrefix(out, "file:") {
+		return advise(errdefs.ErrFailedPrecondition, "container %q writes to %s, which CRIU cannot save: run it with --detach --log-driver none", id, out)
 	}
 	image, err = c.emptyCheckpoint(id, image)
 	if err != nil {
@@ -168,16 +168,6 @@ func (c *client) restore(ctx context.Context, id, image string, keep bool) (err 
 		}
 		opts = append(opts, containerd.WithTaskAPIEndpoint(endpoint.address, endpoint.version))
 	}
-	create := cio.NullIO
-	if path := labels[labelLog]; path != "" {
-		spec, err := ctr.Spec(ctx)
-		if err != nil {
-			return fmt.Errorf("container %q: %w", id, err)
-		}
-		if create, err = toLog(path, spec.Process != nil && spec.Process.Terminal); err != nil {
-			return err
-		}
-	}
 	if err := removeTask(ctx, ctr, false); err != nil {
 		return err
 	}
@@ -187,7 +177,7 @@ func (c *client) restore(ctx context.Context, id, image string, keep bool) (err 
 			err = joinUndo(err, steps.Run(ctx))
 		}
 	}()
-	task, err := ctr.NewTask(ctx, create, opts...)
+	task, err := ctr.NewTask(ctx, cio.NullIO, opts...)
 	if err != nil {
 		return explainCRIU(id, "restore", err)
 	}

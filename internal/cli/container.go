@@ -40,7 +40,8 @@ type newContainer struct {
 	own     bool
 	runtime string
 	labels  map[string]string
-	logFile string // "" for a container in the foreground
+	noLog   bool   // throw the output away
+	logFile string // "" without a log
 }
 
 // createContainer writes the record and prepares the root filesystem; the step

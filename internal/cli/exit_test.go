@@ -103,6 +103,8 @@ func TestUsageErrors(t *testing.T) {
 		{"run --nope x", 125, "unknown flag: --nope; see `caisson run --help`"},
 		{"run --name ../x demo", 125, "cannot name a container"},
 		{"run --rm -d demo", 125, "--rm and --detach exclude each other"},
+		{"run -d --log-driver syslog demo", 125, "unknown log driver"},
+		{"run --log-driver none demo", 125, "is for --detach without --tty"},
 		{"run -d -i demo", 125, "--detach and --interactive exclude each other"},
 		{"run --sandbox s --net host demo", 125, "belong to the sandbox"},
 		{"run -it demo", 125, "needs a terminal"},

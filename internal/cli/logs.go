@@ -67,7 +67,7 @@ func (a *app) logs(ctx context.Context, id string, lines int, follow bool) error
 	}
 	path := labels[labelLog]
 	if path == "" {
-		return advise(errdefs.ErrNotFound, "container %q keeps no log: it ran in the foreground; `caisson run -d` keeps one", id)
+		return advise(errdefs.ErrNotFound, "container %q keeps no log: it ran in the foreground, or with --log-driver none; `caisson run -d` keeps one", id)
 	}
 	f, err := os.Open(path)
 	if errors.Is(err, fs.ErrNotExist) {

@@ -22,7 +22,7 @@ type runFlags struct {
 	registry registryFlags // to pull a missing image from
 
 	remove                          bool
-	name, joins, runtime            string
+	name, joins, runtime, logDriver string
 	entrypoint                      string
 	volumes, labels                 []string
 	hasEntrypoint, describesSandbox bool
@@ -59,12 +59,19 @@ func (a *app) runCommand() *cobra.Command {
 	flags.StringVarP(&f.limits.memory, "memory", "m", "", "memory, such as 64m")
 	flags.StringVar(&f.limits.cpus, "cpus", "", "CPUs, such as 0.5")
 	flags.Int64Var(&f.limits.pids, "pids-limit", 0, "number of processes")
+	flags.StringVar(&f.logDriver, "log-driver", logFile, "what becomes of the output of a detached container: file, for `caisson logs`, or none")
 	flags.StringVar(&f.entrypoint, "entrypoint", "", "what to run instead of the image's entrypoint")
 	flags.StringArrayVarP(&f.labels, "label", "l", nil, "label of the container, name=value")
 	flags.StringVar(&f.runtime, "runtime", runtimeName, "runtime; any but Caisson's runs without a sandbox")
 	_ = flags.MarkHidden("runtime") // cannot fail: the flag is there
 	return cmd
 }
+
+// The log drivers.
+const (
+	logFile = "file"
+	logNone = "none"
+)
 
 func (f *runFlags) check(a *app) error {
 	if f.name == "" {
@@ -77,6 +84,10 @@ func (f *runFlags) check(a *app) error {
 		return err
 	}
 	switch {
+	case f.logDriver != logFile && f.logDriver != logNone:
+		return advise(errdefs.ErrInvalidArgument, "unknown log driver %q: use file, or none to throw the output away", f.logDriver)
+	case f.logDriver == logNone && (!f.process.detach || f.process.tty):
+		return advise(errdefs.ErrInvalidArgument, "--log-driver none is for --detach without --tty: else there is somebody to show the output to")
 	case f.remove && f.process.detach:
 		return advise(errdefs.ErrInvalidArgument, "--rm and --detach exclude each other: nobody would be there to remove the container; use `caisson rm` later")
 	case f.joins != "" && f.describesSandbox:
@@ -93,7 +104,7 @@ func (a *app) run(ctx context.Context, f runFlags, image string, command []strin
 	if err := f.check(a); err != nil {
 		return err
 	}
-	n := newContainer{id: f.name, command: command, process: f.process, runtime: f.runtime, sandbox: f.joins}
+	n := newContainer{id: f.name, command: command, process: f.process, runtime: f.runtime, sandbox: f.joins, noLog: f.logDriver == logNone}
 	if f.hasEntrypoint {
 		n.entrypoint = &f.entrypoint
 	}
@@ -196,7 +207,10 @@ func (c *client) prepareSandbox(ctx context.Context, n *newContainer, own newSan
 func (c *client) createTask(ctx context.Context, n newContainer, at taskEndpoint, steps *undo.Stack) (containerd.Task, *stdio, error) {
 	var create cio.Creator
 	var streams *stdio
-	if n.process.detach {
+	switch {
+	case n.noLog:
+		create = cio.NullIO
+	case n.process.detach:
 		path, err := c.app.logPath(n.id)
 		if err != nil {
 			return nil, nil, err
@@ -209,7 +223,7 @@ func (c *client) createTask(ctx context.Context, n newContainer, at taskEndpoint
 		if create, err = toLog(path, n.process.tty); err != nil {
 			return nil, nil, err
 		}
-	} else {
+	default:
 		var err error
 		if streams, err = c.app.foreground(n.process); err != nil {
 			return nil, nil, err
