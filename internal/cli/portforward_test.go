@@ -118,10 +118,10 @@ func TestForwardHalfClose(t *testing.T) {
 		}
 	})
 	var wg sync.WaitGroup
-	for i := range 50 {
+	for i := range 30 {
 		conn := dialTCP(t, address)
 		wg.Go(func() {
-			said := strings.Repeat(fmt.Sprint(i), 50_000)
+			said := strings.Repeat(fmt.Sprint(i), 10_000)
 			if _, err := io.WriteString(conn, said); err != nil {
 				t.Error(err)
 			}

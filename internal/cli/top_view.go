@@ -13,7 +13,7 @@ import (
 )
 
 // topView is the screen of `caisson top`. tcell draws it, which brings four modules; tview
-// is built upon it and would bring two more for the one table here, bubbletea a dozen.
+// is built upon it and would be one more for the one table here, bubbletea brings a dozen.
 type topView struct {
 	screen  tcell.Screen
 	every   time.Duration // between samples

@@ -60,7 +60,7 @@ func TestCLICheckpoint(t *testing.T) {
 	}
 	running := counted()
 	h.Caisson("checkpoint", "count")
-	if out := h.Caisson("inspect", "-f", "{{.status}}", "count"); out != "stopped\n" {
+	if out := h.Caisson("inspect", "-f", "{{.status}}", "count"); out != "exited\n" {
 		t.Errorf("status after a checkpoint: %s", out)
 	}
 	before := len(running)

@@ -73,7 +73,7 @@ func TestCLIPortForward(t *testing.T) {
 		t.Errorf("a port without a server answers %q", answer)
 	}
 	term.Expect("connection refused")
-	h.Caisson("sandbox", "stop", "pod1")
+	h.Caisson("sandbox", "stop", "-t", "0", "pod1")
 	if code, out := term.Wait(); code != 1 || !strings.Contains(out, `sandbox "pod1" has stopped`) {
 		t.Errorf("after the sandbox has stopped: exit code %d:\n%s", code, out)
 	}

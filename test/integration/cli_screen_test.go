@@ -17,7 +17,8 @@ func TestCLIScreen(t *testing.T) {
 	tm := h.Tmux(110, 24)
 	tm.Run("caisson run -it --name box " + harness.Image + " sh")
 	tm.Expect("/ #")
-	tm.Run("stty size")
+	// The size arrives after the start.
+	tm.Run("until stty size | grep '24 110'; do usleep 20000; done")
 	tm.Expect("\n24 110\n/ #")
 	tm.Resize(90, 20)
 	tm.Run("until stty size | grep '20 90'; do usleep 20000; done")
