@@ -67,7 +67,9 @@ func checkNames(t *testing.T, list string, names []string) {
 }
 
 func TestMain(m *testing.M) {
-	apart.Main(m, func(context.Context) (func(context.Context, bool) error, error) { return nil, errors.Join(hideUnified(), coverRun()) })
+	apart.Main(m, func(context.Context) (func(context.Context, bool) error, error) {
+		return nil, errors.Join(hideUnified(), coverRun())
+	})
 }
 
 // hideUnified takes the v2 hierarchy of a hybrid host out of the way, for all sides:
