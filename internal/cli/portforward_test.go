@@ -7,10 +7,12 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 )
@@ -171,9 +173,15 @@ func TestForwardNobodyListens(t *testing.T) {
 	if rest, err := io.ReadAll(dialTCP(t, local.Addr().String())); len(rest) > 0 {
 		t.Errorf("got %q, %v", rest, err)
 	}
+	told := func() bool { // after the connection was closed
+		return strings.Contains(errs.String(), fmt.Sprintf(`sandbox "pod1": port %d: `, port)) && strings.Contains(errs.String(), "connection refused")
+	}
+	for limit := time.Now().Add(10 * time.Second); !told() && time.Now().Before(limit); {
+		runtime.Gosched()
+	}
 	cancel()
 	<-done
-	if !strings.Contains(errs.String(), fmt.Sprintf(`sandbox "pod1": port %d: `, port)) || !strings.Contains(errs.String(), "connection refused") {
+	if !told() {
 		t.Errorf("told %q", errs)
 	}
 }
