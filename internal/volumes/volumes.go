@@ -288,6 +288,12 @@ func (s *Store) unmount() error {
 	if err != nil {
 		return err
 	}
+	// A command may have been killed between a bind and what cuts it off from its source.
+	for _, at := range mounts {
+		if err := unix.Mount("", at, "", unix.MS_PRIVATE, ""); err != nil && !errors.Is(err, unix.EINVAL) {
+			return &os.PathError{Op: "make private", Path: at, Err: err}
+		}
+	}
 	slices.Reverse(mounts) // as they lie on each other
 	for _, at := range mounts {
 		if err := unix.Unmount(at, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil && !errors.Is(err, unix.EINVAL) {

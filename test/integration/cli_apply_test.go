@@ -8,6 +8,9 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
 
 	"caisson/test/daemon"
 	"caisson/test/harness"
@@ -113,6 +116,7 @@ spec:
     - {name: fast, mountPath: /fast}
     - {name: keys, mountPath: /keys}
     - {name: host, mountPath: /host}
+    - {name: host, mountPath: /part, subPath: part}
   - name: big
     image: demo
     command: [sh, -c, "grep CapBnd /proc/self/status; mount -t tmpfs x /mnt && echo mounted; touch /here/new; sleep 1000"]
@@ -138,10 +142,16 @@ shared
 
 func applyEverything(t *testing.T, h *harness.Host) {
 	hostPath := filepath.Join(h.Dir, "made")
-	if err := os.Mkdir(hostPath, 0o777); err != nil {
+	keep := filepath.Join(hostPath, "part", "mounted", "keep")
+	if err := errors.Join(os.MkdirAll(filepath.Dir(keep), 0o755), os.Chmod(hostPath, 0o777)); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.Chmod(hostPath, 0o777); err != nil {
+	// Shared mounts, as most hosts have: what is done to a copy is done to all.
+	defer unix.Unmount(hostPath, unix.MNT_DETACH)
+	if err := errors.Join(
+		unix.Mount(hostPath, hostPath, "", unix.MS_BIND, ""), unix.Mount("", hostPath, "", unix.MS_SHARED, ""),
+		unix.Mount("own", filepath.Dir(keep), "tmpfs", 0, ""), os.WriteFile(keep, nil, 0o600),
+	); err != nil {
 		t.Fatal(err)
 	}
 	text := strings.ReplaceAll(everything, "HOSTPATH", hostPath)
@@ -175,8 +185,10 @@ func applyEverything(t *testing.T, h *harness.Host) {
 	}
 	h.Caisson("sandbox", "delete", "-f", "all")
 	nothingLeft(t, h, "after rm")
-	if _, err := os.Stat(filepath.Join(hostPath, "file")); err != nil {
-		t.Errorf("the host's own: %v", err)
+	for _, path := range []string{filepath.Join(hostPath, "file"), keep} {
+		if _, err := os.Stat(path); err != nil {
+			t.Errorf("the host's own: %v", err)
+		}
 	}
 }
 
@@ -208,6 +220,7 @@ func applyUndo(t *testing.T, h *harness.Host) {
 			t.Errorf("%s: the path of the host: %v", name, err)
 		}
 	}
+	applyInterrupted(t, h)
 	path := podFile(t, h, "apiVersion: v1\nkind: Pod\nmetadata: {name: web}\nspec:\n  containers:\n  - {name: a}\n")
 	if res := h.TryCaisson("sandbox", "apply", "-f", path); res.Code != 1 || !strings.Contains(res.Stderr, path+`: document 1 (Pod "web"): spec.containers[0].image: is missing`) {
 		t.Errorf("a bad file: %+v", res)
@@ -218,4 +231,21 @@ func applyUndo(t *testing.T, h *harness.Host) {
 	if res := h.TryCaisson("sandbox", "apply", "-f", path+".none"); res.Code != 1 || !strings.Contains(res.Stderr, "no such file") {
 		t.Errorf("a file that is not there: %+v", res)
 	}
+}
+
+// applyInterrupted: ctrl-C while an init container runs.
+func applyInterrupted(t *testing.T, h *harness.Host) {
+	path := podFile(t, h, "apiVersion: v1\nkind: Pod\nmetadata: {name: web}\nspec:\n"+
+		"  initContainers: [{name: setup, image: demo, command: [sleep, '1000']}]\n  containers: [{name: a, image: demo}]\n")
+	term := h.Terminal("caisson", "sandbox", "apply", "--net", "none", "-f", path)
+	for limit := h.Context(time.Minute); h.Caisson("ps", "-q") != "web-setup\n"; {
+		if limit.Err() != nil {
+			t.Fatal("the init container does not run")
+		}
+	}
+	term.Type("\x03")
+	if code, out := term.Wait(); code != 130 || !strings.Contains(out, "interrupted") {
+		t.Errorf("interrupted: exit code %d:\n%s", code, out)
+	}
+	nothingLeft(t, h, "interrupted")
 }
