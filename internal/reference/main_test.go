@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -93,5 +94,24 @@ func TestRunWritesBoth(t *testing.T) {
 	}
 	if _, err := os.Stat(filepath.Join(man, "caissond.8")); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestComparisonNamesCommands: what docs/comparison.md calls a command is one.
+func TestComparisonNamesCommands(t *testing.T) {
+	page, err := os.ReadFile("../../docs/comparison.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	named := regexp.MustCompile("`caisson ([a-z -]+)`").FindAllSubmatch(page, -1)
+	if len(named) < 20 {
+		t.Errorf("only %d commands are named", len(named))
+	}
+	root := programs()["1"]
+	for _, m := range named {
+		words := strings.Fields(string(m[1]))
+		if cmd, rest, err := root.Find(words); err != nil || len(rest) > 0 || cmd == root {
+			t.Errorf("there is no caisson %s: %v", m[1], err)
+		}
 	}
 }
