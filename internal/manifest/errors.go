@@ -2,6 +2,7 @@ package manifest
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/containerd/errdefs"
@@ -52,7 +53,8 @@ func (e Errors) Error() string {
 
 func (e Errors) Unwrap() []error { return e }
 
-// report collects what is to be said about one document.
+// report collects what is to be said about one document, each thing once: what a Pod
+// says is looked at for each of its containers.
 type report struct {
 	at       Error // with the place only
 	errs     Errors
@@ -60,20 +62,25 @@ type report struct {
 }
 
 func (r *report) fail(path *field.Path, format string, args ...any) {
+	text := ""
+	if path != nil {
+		text = path.String()
+	}
+	r.failAt(text, fmt.Sprintf(format, args...))
+}
+
+func (r *report) failAt(path, problem string) {
 	e := r.at
-	e.Path, e.Problem = pathString(path), fmt.Sprintf(format, args...)
-	r.errs = append(r.errs, &e)
+	e.Path, e.Problem = path, problem
+	if !slices.ContainsFunc(r.errs, func(o error) bool { return o.Error() == e.Error() }) {
+		r.errs = append(r.errs, &e)
+	}
 }
 
 func (r *report) warn(path string, format string, args ...any) {
 	e := r.at
 	e.Path, e.Problem = path, fmt.Sprintf(format, args...)
-	r.warnings = append(r.warnings, e.Error())
-}
-
-func pathString(path *field.Path) string {
-	if path == nil {
-		return ""
+	if !slices.Contains(r.warnings, e.Error()) {
+		r.warnings = append(r.warnings, e.Error())
 	}
-	return path.String()
 }

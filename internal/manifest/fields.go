@@ -144,12 +144,6 @@ func (d *document) walk(raw any, at, rule string, told map[string]bool) {
 	}
 }
 
-func (d *document) failAt(path, problem string) {
-	e := d.at
-	e.Path, e.Problem = path, problem
-	d.errs = append(d.errs, &e)
-}
-
 func join(path, key string) string {
 	if path == "" {
 		return key

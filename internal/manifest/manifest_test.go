@@ -239,10 +239,11 @@ func TestErrors(t *testing.T) {
 	}
 }
 
-// TestAllErrors: a file is read to its end.
+// TestAllErrors: a file is read to its end, and each error told once.
 func TestAllErrors(t *testing.T) {
-	_, err := Read("pod.yaml", []byte(pod("restartPolicy: Maybe", "imagePullPolicy: x")), Options{})
-	if many, ok := err.(Errors); !ok || len(many) != 2 {
+	text := pod("restartPolicy: Maybe\nsecurityContext: {runAsUser: -1}", "imagePullPolicy: x") + "  - {name: d, image: demo}\n"
+	_, err := Read("pod.yaml", []byte(text), Options{})
+	if many, ok := err.(Errors); !ok || len(many) != 3 {
 		t.Errorf("%v", err)
 	}
 }

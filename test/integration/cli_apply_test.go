@@ -196,9 +196,8 @@ func applyEverything(t *testing.T, h *harness.Host) {
 func applyUndo(t *testing.T, h *harness.Host) {
 	made := filepath.Join(h.Dir, "undone")
 	for name, test := range map[string]struct{ init, main, want string }{
-		"init fails":     {"command: [sh, -c, 'echo why >&2; exit 3']", "command: [sleep, '1000']", `init container "setup" ended with exit code 3, so that nothing of sandbox "web" was kept; it wrote:` + "\n  why\n"},
-		"no executable":  {"command: ['true']", "command: [no-such-binary]", "no-such-binary"},
-		"root forbidden": {"command: ['true']", "command: ['true']\n    securityContext: {runAsNonRoot: true}", "runAsNonRoot"},
+		"init fails":    {"command: [sh, -c, 'echo why >&2; exit 3']", "command: [sleep, '1000']", `init container "setup" ended with exit code 3, so that nothing of sandbox "web" was kept; it wrote:` + "\n  why\n"},
+		"no executable": {"command: ['true']", "command: [no-such-binary]", "no-such-binary"},
 		"subPath leads out": {"command: [ln, -s, /etc, /v/out]\n    volumeMounts: [{name: v, mountPath: /v}]",
 			"command: [sleep, '1000']\n    volumeMounts: [{name: v, mountPath: /v, subPath: out}]", `subPath "out"`},
 		"no image": {"command: ['true']", "imagePullPolicy: Never\n    image: nowhere", "imagePullPolicy is Never"},
