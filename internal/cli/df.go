@@ -109,11 +109,11 @@ func (c *client) rootfsSize(ctx context.Context, r containers.Container) (int64,
 
 // snapshotUses are those of the snapshotters that images and containers have.
 func (c *client) snapshotUses(ctx context.Context, records []containers.Container) ([]snapshotUse, error) {
-	label, err := c.GetLabel(ctx, defaults.DefaultSnapshotterNSLabel)
-	if ignoreNotFound(err) != nil {
-		return nil, fmt.Errorf("namespace %q: %w", c.app.namespace, err)
+	own, err := c.ownSnapshotter(ctx)
+	if err != nil {
+		return nil, err
 	}
-	names := []string{cmp.Or(label, defaults.DefaultSnapshotter)}
+	names := []string{cmp.Or(own, defaults.DefaultSnapshotter)}
 	for _, r := range records {
 		if r.Snapshotter != "" && !slices.Contains(names, r.Snapshotter) {
 			names = append(names, r.Snapshotter)

@@ -58,7 +58,7 @@ func (c *client) image(ctx context.Context, ref string, f registryFlags) (contai
 	image, err := c.findImage(ctx, ref)
 	if errdefs.IsNotFound(err) {
 		fmt.Fprintf(c.app.sys.Stderr, "caisson: no image %q here, pulling it\n", ref)
-		if image, err = c.pull(ctx, ref, pullFlags{registry: f}); err != nil {
+		if image, err = c.pull(ctx, ref, transferFlags{registry: f}); err != nil {
 			return nil, err
 		}
 	}

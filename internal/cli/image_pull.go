@@ -2,30 +2,20 @@ package cli
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"slices"
 
 	containerd "github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/core/images"
 	transferimage "github.com/containerd/containerd/v2/core/transfer/image"
-	"github.com/containerd/containerd/v2/defaults"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/platforms"
-	"github.com/distribution/reference"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/spf13/cobra"
 )
 
-// pullFlags say what is pulled, and from where.
-type pullFlags struct {
-	registry registryFlags
-	platform platformFlags
-	quiet    bool
-}
-
 func (a *app) imagePullCommand() *cobra.Command {
-	var f pullFlags
+	var f transferFlags
 	cmd := &cobra.Command{
 		Use:   "pull IMAGE",
 		Short: "Pull an image from its registry",
@@ -54,14 +44,12 @@ func (a *app) imagePullCommand() *cobra.Command {
 			return err
 		},
 	}
-	f.registry.add(a, cmd)
-	f.platform.add(cmd, "this machine's")
-	cmd.Flags().BoolVarP(&f.quiet, "quiet", "q", false, "show only the image's name")
+	f.add(a, cmd, "this machine's", "the image's name")
 	return cmd
 }
 
 // pull fetches an image and unpacks it.
-func (c *client) pull(ctx context.Context, ref string, f pullFlags) (containerd.Image, error) {
+func (c *client) pull(ctx context.Context, ref string, f transferFlags) (containerd.Image, error) {
 	name, err := imageName(ref)
 	if err != nil {
 		return nil, err
@@ -108,9 +96,9 @@ func (c *client) pullStores(ctx context.Context, name string, f platformFlags) (
 	if f.all {
 		return []*transferimage.Store{transferimage.NewStore(name)}, nil
 	}
-	snapshotter, err := c.GetLabel(ctx, defaults.DefaultSnapshotterNSLabel)
-	if ignoreNotFound(err) != nil {
-		return nil, fmt.Errorf("namespace %q: %w", c.app.namespace, err)
+	snapshotter, err := c.ownSnapshotter(ctx)
+	if err != nil {
+		return nil, err
 	}
 	want := f.want
 	if len(want) == 0 {
@@ -148,28 +136,15 @@ func hasPlatforms(ctx context.Context, image containerd.Image, want []ocispec.Pl
 }
 
 // fetch lets the daemon pull into a store.
-func (c *client) fetch(ctx context.Context, name string, store *transferimage.Store, f pullFlags) error {
+func (c *client) fetch(ctx context.Context, name string, store *transferimage.Store, f transferFlags) error {
 	err := c.talk(ctx, name, f.registry, f.quiet, func(ctx context.Context, t talk) error {
 		return c.transfer(ctx, t.registry, store, t.display)
 	})
 	switch {
 	case err == nil:
 		return nil
-	case ctx.Err() != nil:
-		return ctx.Err()
-	case errors.As(err, new(*advice)):
-		return err
-	case errdefs.IsNotFound(err):
+	case errdefs.IsNotFound(err) && ctx.Err() == nil:
 		return advise(err, "image %q is not in its registry, or there only for other platforms: %s; check the name, choose with --platform, or import an archive with `caisson image import`", name, clean(err.Error()))
 	}
-	return advise(err, "image %q cannot be pulled: %s; %s, or import an archive with `caisson image import`", name, clean(err.Error()), registryHint(name))
-}
-
-// registryHint is what may be wrong with a registry that refuses.
-func registryHint(name string) string {
-	host := "HOST"
-	if named, err := reference.ParseNormalizedNamed(name); err == nil {
-		host = reference.Domain(named)
-	}
-	return fmt.Sprintf("check the name, the network and the credentials (`caisson login %s`), add --plain-http if it has no TLS", host)
+	return registryError(ctx, err, name, "pulled")
 }

@@ -2,7 +2,6 @@ package cli
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"time"
 
@@ -14,15 +13,8 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// pushFlags say what is pushed, and how.
-type pushFlags struct {
-	registry registryFlags
-	platform platformFlags
-	quiet    bool
-}
-
 func (a *app) imagePushCommand() *cobra.Command {
-	var f pushFlags
+	var f transferFlags
 	cmd := &cobra.Command{
 		Use:   "push IMAGE",
 		Short: "Push an image to the registry that its name tells",
@@ -54,14 +46,12 @@ func (a *app) imagePushCommand() *cobra.Command {
 			return err
 		},
 	}
-	f.registry.add(a, cmd)
-	f.platform.add(cmd, "those that are here")
-	cmd.Flags().BoolVarP(&f.quiet, "quiet", "q", false, "show only the name and the digest")
+	f.add(a, cmd, "those that are here", "the name and the digest")
 	return cmd
 }
 
 // push sends an image to its registry and answers the digest that it has there.
-func (c *client) push(ctx context.Context, ref, name string, f pushFlags) (digest.Digest, error) {
+func (c *client) push(ctx context.Context, ref, name string, f transferFlags) (digest.Digest, error) {
 	image, err := c.findImage(ctx, ref)
 	if errdefs.IsNotFound(err) {
 		return "", noImage(err, ref)
@@ -94,15 +84,10 @@ func (c *client) push(ctx context.Context, ref, name string, f pushFlags) (diges
 	err = c.talk(ctx, name, f.registry, f.quiet, func(ctx context.Context, t talk) error {
 		return c.transfer(ctx, transferimage.NewStore(source), t.registry, t.display)
 	})
-	switch {
-	case err == nil:
-		return target.Digest, nil
-	case ctx.Err() != nil:
-		return "", ctx.Err()
-	case errors.As(err, new(*advice)):
-		return "", err
+	if err != nil {
+		return "", registryError(ctx, err, name, "pushed")
 	}
-	return "", advise(err, "image %q cannot be pushed: %s; %s", name, clean(err.Error()), registryHint(name))
+	return target.Digest, nil
 }
 
 // The transfer service pushes what has a name. What is a part of an image gets one for

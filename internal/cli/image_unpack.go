@@ -47,8 +47,8 @@ func (c *client) showLayers(ctx context.Context, image containerd.Image, d *prog
 		return // whoever unpacks says it
 	}
 	ids = identity.ChainIDs(ids)
-	name, err := c.GetLabel(ctx, defaults.DefaultSnapshotterNSLabel)
-	if ignoreNotFound(err) != nil {
+	name, err := c.ownSnapshotter(ctx)
+	if err != nil {
 		return
 	}
 	snapshots := c.SnapshotService(cmp.Or(name, defaults.DefaultSnapshotter))
@@ -75,4 +75,13 @@ func (c *client) showLayers(ctx context.Context, image containerd.Image, d *prog
 			return
 		}
 	}
+}
+
+// ownSnapshotter is the snapshotter of the namespace, "" for containerd's default.
+func (c *client) ownSnapshotter(ctx context.Context) (string, error) {
+	name, err := c.GetLabel(ctx, defaults.DefaultSnapshotterNSLabel)
+	if ignoreNotFound(err) != nil {
+		return "", fmt.Errorf("namespace %q: %w", c.app.namespace, err)
+	}
+	return name, nil
 }

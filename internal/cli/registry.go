@@ -2,12 +2,14 @@ package cli
 
 import (
 	"context"
+	"errors"
 	"path/filepath"
 	"slices"
 
 	"github.com/containerd/containerd/v2/core/transfer/registry"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/platforms"
+	"github.com/distribution/reference"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/spf13/cobra"
 )
@@ -41,6 +43,35 @@ func (f *registryFlags) open(ctx context.Context, name string, creds registry.Cr
 		opts = append(opts, registry.WithDefaultScheme("http"))
 	}
 	return registry.NewOCIRegistry(ctx, name, opts...)
+}
+
+// transferFlags say what of an image is pulled or pushed, and how.
+type transferFlags struct {
+	registry registryFlags
+	platform platformFlags
+	quiet    bool
+}
+
+// add adds the flags, whose help tells the platforms without any and what quiet leaves.
+func (f *transferFlags) add(a *app, cmd *cobra.Command, otherwise, quiet string) {
+	f.registry.add(a, cmd)
+	f.platform.add(cmd, otherwise)
+	cmd.Flags().BoolVarP(&f.quiet, "quiet", "q", false, "show only "+quiet)
+}
+
+// registryError is why an image could not be pulled or pushed, and what may help.
+func registryError(ctx context.Context, err error, name, done string) error {
+	switch {
+	case ctx.Err() != nil:
+		return ctx.Err()
+	case errors.As(err, new(*advice)):
+		return err
+	}
+	host := "HOST"
+	if named, err := reference.ParseNormalizedNamed(name); err == nil {
+		host = reference.Domain(named)
+	}
+	return advise(err, "image %q cannot be %s: %s; check the name, the network and the credentials (`caisson login %s`), add --plain-http if the registry has no TLS", name, done, clean(err.Error()), host)
 }
 
 // platformFlags choose what of an image is meant.

@@ -75,7 +75,7 @@ func pushIndex(t *testing.T, h *harness.Host, host, repository, tag string, arch
 
 // TestRegistryPlatforms pulls some of an image's platforms, and pushes what it has.
 func TestRegistryPlatforms(t *testing.T) {
-	h := harness.New(t, daemon.Options{})
+	h := harness.New(t, daemon.Options{EngineConfig: tomlOfImages(t)[1]})
 	h.StartDaemon()
 	r := startRegistry(t, h, func(string) (string, error) { return "  none: {}\n", nil })
 	name, copied := r.Host+"/many:1", r.Host+"/copied:1"

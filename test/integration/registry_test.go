@@ -61,6 +61,24 @@ func wantFailure(t *testing.T, res harness.Result, text string) {
 	}
 }
 
+// tomlOfImages are the examples of docs/images.md.
+func tomlOfImages(t *testing.T) []string {
+	t.Helper()
+	text, err := os.ReadFile("testdata/images.md") // a link, for tests that run elsewhere
+	if err != nil {
+		t.Fatal(err)
+	}
+	var found []string
+	for _, after := range strings.Split(string(text), "\n```toml\n")[1:] {
+		block, _, _ := strings.Cut(after, "```\n")
+		found = append(found, block)
+	}
+	if len(found) != 2 {
+		t.Fatalf("docs/images.md has %d examples in TOML", len(found))
+	}
+	return found
+}
+
 // TestRegistry pushes and pulls with Basic authentication: with credentials of the
 // Docker configuration, of a helper, through a mirror, by digest.
 func TestRegistry(t *testing.T) {
@@ -94,7 +112,8 @@ func TestRegistry(t *testing.T) {
 	h.Caisson("image", "rm", name, byDigest)
 
 	hosts := t.TempDir()
-	mustWrite(t, filepath.Join(hosts, "registry.example", "hosts.toml"), 0o600, fmt.Sprintf("server = \"http://127.0.0.1:1\"\n[host.\"http://%s\"]\ncapabilities = [\"pull\", \"resolve\"]\n", r.Host))
+	mirror := strings.NewReplacer("https://registry-1.docker.io", "http://127.0.0.1:1", "https://mirror.example", "http://"+r.Host).Replace(tomlOfImages(t)[0])
+	mustWrite(t, filepath.Join(hosts, "registry.example", "hosts.toml"), 0o600, mirror)
 	if out := h.Caisson("image", "pull", "-q", "--hosts-dir", hosts, "registry.example/team/demo:1"); out != "registry.example/team/demo:1\n" {
 		t.Errorf("pull from a mirror: %q", out)
 	}
