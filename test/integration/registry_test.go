@@ -127,6 +127,21 @@ func TestRegistry(t *testing.T) {
 	wantFailure(t, h.TryCaisson("image", "push", "nothing"), `no image "nothing"`)
 
 	h.Caisson("logout", r.Host)
+	term := h.Terminal("caisson", "login", r.Host)
+	term.Expect("Username: ")
+	term.Type(distribution.User + "\n")
+	term.Expect("Password: ")
+	term.Type(distribution.Password + "\n")
+	if code, out := term.Wait(); code != 0 || strings.Contains(out, distribution.Password) || !strings.Contains(out, "logged in to "+r.Host) {
+		t.Errorf("login on a terminal: exit code %d:\n%s", code, out)
+	}
+	term = h.Terminal("caisson", "login", "-u", distribution.User, r.Host)
+	term.Expect("Password: ")
+	term.Type("\x03")
+	if code, out := term.Wait(); code == 0 || !strings.Contains(out, "interrupted") {
+		t.Errorf("login that was interrupted: exit code %d:\n%s", code, out)
+	}
+	h.Caisson("logout", r.Host)
 	wantFailure(t, h.TryCaisson("image", "pull", name), "caisson login "+r.Host)
 	bin := t.TempDir()
 	t.Setenv("PATH", bin+":"+os.Getenv("PATH"))
