@@ -22,7 +22,7 @@ func TestCLIPortForward(t *testing.T) {
 	defer h.Caisson("sandbox", "rm", "-f", "pod1")
 	h.Caisson("sandbox", "create", "pod1")
 	h.Caisson("sandbox", "start", "pod1")
-	h.Caisson("run", "-d", "--name", "echo", "--sandbox", "pod1", harness.Image, "nc", "-ll", "-p", "7", "-e", "cat")
+	h.Caisson("run", "-d", "--name", "echo", "--sandbox", "pod1", harness.Image, "sh", "-c", "trap exit TERM; nc -ll -p 7 -e cat & wait")
 	h.Caisson("exec", "echo", "sh", "-c", "until echo | nc 127.0.0.1 7; do usleep 20000; done")
 	serveEcho(t, strings.TrimSpace(h.Caisson("sandbox", "inspect", "-f", "{{.info.netnsPath}}", "pod1")), "127.0.0.1:70", "[::1]:71")
 
@@ -73,7 +73,7 @@ func TestCLIPortForward(t *testing.T) {
 		t.Errorf("a port without a server answers %q", answer)
 	}
 	term.Expect("connection refused")
-	h.Caisson("sandbox", "stop", "-t", "0", "pod1")
+	h.Caisson("sandbox", "stop", "pod1")
 	if code, out := term.Wait(); code != 1 || !strings.Contains(out, `sandbox "pod1" has stopped`) {
 		t.Errorf("after the sandbox has stopped: exit code %d:\n%s", code, out)
 	}
