@@ -188,6 +188,7 @@ func (p *process) move(to State, change func(*record)) error {
 	p.mu.Lock()
 	p.rec, p.ahead = next, false
 	p.mu.Unlock()
+	log.G(p.context()).WithField("state", to).Debug("process changed state")
 	return nil
 }
 
