@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/containerd/log"
+	"golang.org/x/net/netutil"
 
 	"caisson/internal/config"
 	"caisson/internal/metrics"
@@ -25,6 +26,13 @@ import (
 // debugSocket serves root all there is to see of the daemon. It is there without
 // being asked for: a daemon that hangs is not helped by a setting that wants a restart.
 const debugSocket = "debug.sock"
+
+const (
+	// maxTCP is how many may be connected to the telemetry address.
+	maxTCP = 32
+	// tcpLimit is how long one may take there to ask, and to take an answer.
+	tcpLimit = 30 * time.Second
+)
 
 // view is the daemon as an operator sees it.
 type view struct {
@@ -56,7 +64,7 @@ func (v *view) serve(ctx context.Context, steps *undo.Stack) error {
 	mux.HandleFunc("/debug/pprof/profile", pprof.Profile)
 	mux.HandleFunc("/debug/pprof/trace", pprof.Trace)
 	mux.HandleFunc("GET /debug/dump", v.serveDump)
-	serveHTTP(ctx, steps, "debug socket", l, mux)
+	serveHTTP(ctx, steps, "debug socket", l, &http.Server{Handler: mux})
 
 	address := v.cfg.Telemetry.Address
 	if address == "" {
@@ -68,7 +76,9 @@ func (v *view) serve(ctx context.Context, steps *undo.Stack) error {
 	if tcp, ok := l.Addr().(*net.TCPAddr); ok && !tcp.IP.IsLoopback() {
 		log.G(ctx).WithField("address", address).Warn("metrics are served to everybody who reaches this address, without encryption")
 	}
-	serveHTTP(ctx, steps, "telemetry", l, v.public())
+	// Anybody may come here: not with all the descriptors that sandboxes need.
+	l = netutil.LimitListener(l, maxTCP)
+	serveHTTP(ctx, steps, "telemetry", l, &http.Server{Handler: v.public(), ReadTimeout: tcpLimit, WriteTimeout: tcpLimit})
 	return nil
 }
 
@@ -90,8 +100,8 @@ func (v *view) public() *http.ServeMux {
 }
 
 // serveHTTP serves on l, which is its own from now on, until the steps are undone.
-func serveHTTP(ctx context.Context, steps *undo.Stack, what string, l net.Listener, handler http.Handler) {
-	srv := &http.Server{Handler: handler, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: time.Minute}
+func serveHTTP(ctx context.Context, steps *undo.Stack, what string, l net.Listener, srv *http.Server) {
+	srv.ReadHeaderTimeout, srv.IdleTimeout = 10*time.Second, time.Minute
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
