@@ -148,7 +148,7 @@ func serve(ctx context.Context, steps *undo.Stack, cfg config.Config, p *parts, 
 	group, gctx := errgroup.WithContext(sctx)
 	group.Go(func() error { return service.ServeGRPC(gctx, listeners[0], p.sandboxes, p.store, observe) })
 	group.Go(func() error { return service.ServeTTRPC(gctx, listeners[1], p.sandboxes, observe) })
-	group.Go(func() error { return service.ServeShim(gctx, listeners[2], p.shim, version.String()) })
+	group.Go(func() error { return service.ServeShim(gctx, listeners[2], p.shim, version.String(), observe) })
 
 	ended := make(chan error, 1)
 	done := make(chan struct{})

@@ -39,13 +39,18 @@ func (o Observe) call(ctx context.Context, fullMethod string, next func(ctx cont
 	if err == nil {
 		resp, err = next(about(ctx))
 	}
-	if o.Calls != nil && !waits[path.Base(fullMethod)] {
-		o.Calls.Called(fullMethod, time.Since(begin), err)
-	}
+	o.answered(fullMethod, begin, err)
 	if err != nil {
 		return nil, wireError(err)
 	}
 	return resp, nil
+}
+
+// answered tells of a call that is over.
+func (o Observe) answered(fullMethod string, begin time.Time, err error) {
+	if o.Calls != nil && !waits[path.Base(fullMethod)] {
+		o.Calls.Called(fullMethod, time.Since(begin), err)
+	}
 }
 
 // grpcCall is where an error becomes the wire's, and where a call gets its namespace.

@@ -55,7 +55,7 @@ const (
 
 // ServeShim answers shim binaries on l until ctx ends, and then returns nil; it
 // closes l. version is what the binary's -v prints.
-func ServeShim(ctx context.Context, l net.Listener, shim Shim, version string) error {
+func ServeShim(ctx context.Context, l net.Listener, shim Shim, version string, observe Observe) error {
 	conns := track(l)
 	stop := context.AfterFunc(ctx, func() { _ = l.Close() }) // ends Accept
 	defer stop()
@@ -80,14 +80,14 @@ func ServeShim(ctx context.Context, l net.Listener, shim Shim, version string) e
 		}
 		wg.Go(func() {
 			defer conn.Close() //nolint:errcheck // the reply was written, or could not be
-			if err := answerShim(ctx, conn, shim, version); err != nil {
+			if err := answerShim(ctx, conn, shim, version, observe); err != nil {
 				log.G(ctx).WithError(err).Warn("a shim binary was not answered")
 			}
 		})
 	}
 }
 
-func answerShim(ctx context.Context, conn net.Conn, shim Shim, version string) error {
+func answerShim(ctx context.Context, conn net.Conn, shim Shim, version string, observe Observe) error {
 	if err := conn.SetDeadline(time.Now().Add(shimReadTimeout)); err != nil {
 		return err
 	}
@@ -99,7 +99,7 @@ func answerShim(ctx context.Context, conn net.Conn, shim Shim, version string) e
 	if err != nil {
 		reply = failed(err)
 	} else {
-		reply = runShim(ctx, shim, version, req)
+		reply = runShim(ctx, shim, version, observe, req)
 	}
 	if err := conn.SetDeadline(time.Now().Add(shimReadTimeout)); err != nil {
 		return err
@@ -140,7 +140,8 @@ func parseShim(req shimRequest) (shimCommand, error) {
 	return c, nil
 }
 
-func runShim(ctx context.Context, shim Shim, version string, req shimRequest) shimReply {
+func runShim(ctx context.Context, shim Shim, version string, observe Observe, req shimRequest) shimReply {
+	begin := time.Now()
 	c, err := parseShim(req)
 	if err != nil {
 		return failed(err)
@@ -149,18 +150,23 @@ func runShim(ctx context.Context, shim Shim, version string, req shimRequest) sh
 		shim.Containerd(c.address)
 	}
 	var out []byte
+	method := c.action
 	switch {
 	case c.version:
+		method = "version"
 		out = fmt.Appendf(nil, "containerd-shim-caisson-v2 %s\n", version)
 	case c.info:
+		method = "info"
 		out, err = shimInfo(ctx, shim, req.stdin)
 	case c.action == "start":
 		out, err = shimStart(ctx, shim, c, req.stdin)
 	case c.action == "delete":
 		out, err = shimDelete(ctx, shim, c)
 	default:
+		method = "unknown"
 		err = fmt.Errorf("unknown action %q; this program is started by containerd, with start, delete or -info: %w", c.action, errdefs.ErrInvalidArgument)
 	}
+	observe.answered("/caisson.Shim/"+method, begin, err)
 	if err != nil {
 		return failed(err)
 	}

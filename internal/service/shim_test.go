@@ -60,7 +60,7 @@ func serveShim(t *testing.T, shim Shim, target string) helper {
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	l := listen(t, h.socket)
-	go func() { done <- ServeShim(ctx, l, shim, "v1.2.3") }()
+	go func() { done <- ServeShim(ctx, l, shim, "v1.2.3", Observe{}) }()
 	t.Cleanup(func() {
 		cancel()
 		if err := <-done; err != nil {
@@ -364,7 +364,7 @@ func FuzzShimRequest(f *testing.F) {
 			t.Fatalf("%q became %q", data, again)
 		}
 		shim := &fakeShim{address: "unix:///s", info: &types.RuntimeInfo{}}
-		if reply := runShim(context.Background(), shim, "v", req); reply.code > 1 {
+		if reply := runShim(context.Background(), shim, "v", Observe{}, req); reply.code > 1 {
 			t.Fatalf("code %d", reply.code)
 		}
 	})

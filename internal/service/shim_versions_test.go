@@ -115,7 +115,7 @@ func FuzzShimStart(f *testing.F) {
 	f.Add([]byte(`{"instanceID": "c1"}`))
 	f.Fuzz(func(t *testing.T, stdin []byte) {
 		shim := &fakeShim{address: "unix:///s/task.sock"}
-		reply := runShim(context.Background(), shim, "v", shimRequest{args: []string{"shim", "-namespace", "n", "-id", "c1", "start"}, stdin: stdin})
+		reply := runShim(context.Background(), shim, "v", Observe{}, shimRequest{args: []string{"shim", "-namespace", "n", "-id", "c1", "start"}, stdin: stdin})
 		var params bootapi.BootstrapParams
 		read := asJSON
 		if err := proto.Unmarshal(stdin, &params); err == nil && params.InstanceID == "c1" {
