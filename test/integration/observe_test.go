@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -41,7 +42,7 @@ func TestObserve(t *testing.T) {
 		Engine: daemon.EngineEmbedded,
 		Config: fmt.Sprintf("[telemetry]\naddress = %q\n", address),
 		Args:   []string{"--log-format", "json"},
-		Env:    []string{"OTEL_EXPORTER_OTLP_ENDPOINT=" + spans.URL, "OTEL_BSP_SCHEDULE_DELAY=100", "OTEL_EXPORTER_OTLP_HEADERS=authorization=hunter2"},
+		Env:    spans.env(),
 	})
 	cri := h.CRI()
 	cfg := cri.PodConfig(runtime.NamespaceMode_NODE)
@@ -56,6 +57,7 @@ func TestObserve(t *testing.T) {
 				`caisson_sandboxes{state="ready"} 1`, `caisson_sandboxes{state="stopped"} 0`,
 				`caisson_call_duration_seconds_count{api="controller",class="ok",method="Start"} 1`,
 				`caisson_call_duration_seconds_count{api="task",class="ok",method="Create"} 1`,
+				`caisson_call_duration_seconds_count{api="shim",class="ok",method="info"} `,
 				`caisson_process_deaths_total{process="monitor"} 0`,
 				`caisson_build_info{engine="embedded",`, "caisson_events_queued ", "go_goroutines ", "process_open_fds ",
 			} {
@@ -157,6 +159,9 @@ func TestObserve(t *testing.T) {
 				lines[fmt.Sprint(fields["msg"])] = fields
 			}
 		}
+		if l := lines["process changed state"]; l["container_id"] != container || l["state"] == nil {
+			t.Errorf("no line about the container: %v", l)
+		}
 		for _, msg := range []string{"sandbox created", "sandbox started", "sandbox stopped", "sandbox removed"} {
 			if lines[msg]["namespace"] != harness.CRINamespace {
 				t.Errorf("%q: %v", msg, lines[msg])
@@ -164,29 +169,31 @@ func TestObserve(t *testing.T) {
 		}
 	})
 
-	t.Run("trace", func(t *testing.T) {
-		for _, path := range [][]string{
-			{"runtime.v1.RuntimeService/RunPodSandbox", "containerd.services.sandbox.v1.Controller/Start", "monitor.hold"},
-			{"runtime.v1.RuntimeService/StartContainer", "containerd.task.v3.Task/Create", "runtime", "monitor.spawn"},
-			{"runtime.v1.RuntimeService/StartContainer", "containerd.task.v3.Task/Start", "monitor.spawn"},
-		} {
-			err := daemon.Poll(h.Context(time.Minute), time.Minute, func() error { return spans.path(id, path) })
-			if err != nil {
-				t.Error(err)
-			}
-		}
-	})
+	t.Run("trace", func(t *testing.T) { spans.check(t, h, id, "caissond") })
+}
+
+// TestTraceBesideStock: a trace goes through a stock containerd, and through the
+// connections that the keeper has.
+func TestTraceBesideStock(t *testing.T) {
+	spans := collect(t)
+	h := harness.Start(t, daemon.Options{Engine: daemon.EngineStock, Env: spans.env()})
+	cri := h.CRI()
+	cfg := cri.PodConfig(runtime.NamespaceMode_NODE)
+	id := cri.RunPod(cfg)
+	cri.RunContainer(id, cfg, cri.ContainerConfig("c", "exec sleep 1000"))
+	spans.check(t, h, id, "caissond", "containerd")
 }
 
 // receiver is a collector of traces.
 type receiver struct {
 	*httptest.Server
-	mu    sync.Mutex // guards spans
-	spans []*trace.Span
+	mu       sync.Mutex // guards all below
+	spans    []*trace.Span
+	services map[string]bool // that sent some
 }
 
 func collect(t *testing.T) *receiver {
-	r := &receiver{}
+	r := &receiver{services: map[string]bool{}}
 	r.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
 		body, err := io.ReadAll(req.Body)
 		var got collector.ExportTraceServiceRequest
@@ -199,9 +206,7 @@ func collect(t *testing.T) *receiver {
 		r.mu.Lock()
 		defer r.mu.Unlock()
 		for _, of := range got.GetResourceSpans() {
-			if name := attribute(of.GetResource().GetAttributes(), "service.name"); name != "caissond" {
-				t.Errorf("the service is %q", name)
-			}
+			r.services[attribute(of.GetResource().GetAttributes(), "service.name")] = true
 			for _, s := range of.GetScopeSpans() {
 				r.spans = append(r.spans, s.GetSpans()...)
 			}
@@ -209,6 +214,30 @@ func collect(t *testing.T) *receiver {
 	}))
 	t.Cleanup(r.Close)
 	return r
+}
+
+// env lets a server send its spans here, and soon.
+func (r *receiver) env() []string {
+	return []string{"OTEL_EXPORTER_OTLP_ENDPOINT=" + r.URL, "OTEL_BSP_SCHEDULE_DELAY=100", "OTEL_EXPORTER_OTLP_HEADERS=authorization=hunter2"}
+}
+
+// check waits for the traces of a pod with a container.
+func (r *receiver) check(t *testing.T, h *harness.Host, sandboxID string, services ...string) {
+	t.Helper()
+	for _, path := range [][]string{
+		{"runtime.v1.RuntimeService/RunPodSandbox", "containerd.services.sandbox.v1.Controller/Start", "monitor.hold"},
+		{"runtime.v1.RuntimeService/StartContainer", "containerd.task.v3.Task/Create", "runtime", "monitor.spawn"},
+		{"runtime.v1.RuntimeService/StartContainer", "containerd.task.v3.Task/Start", "monitor.spawn"},
+	} {
+		if err := daemon.Poll(h.Context(time.Minute), time.Minute, func() error { return r.path(sandboxID, path) }); err != nil {
+			t.Error(err)
+		}
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if got := slices.Sorted(maps.Keys(r.services)); !slices.Equal(got, services) {
+		t.Error("spans are from", got)
+	}
 }
 
 // path tells why there is no trace in which a span of each of the names is below one
