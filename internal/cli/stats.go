@@ -75,24 +75,29 @@ func (a *app) statsCommand() *cobra.Command {
 			"is for looking at them.",
 		Example: "  caisson stats\n  caisson stats --no-stream web pod1\n  caisson stats --no-stream --format '{{.id}} {{.memoryBytes}}'",
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if err := f.check(args); err != nil {
-				return err
-			}
-			ctx, sig := catchSignals(cmd.Context())
-			defer sig.close()
-			ctx, c, err := a.connect(ctx)
-			if err != nil {
-				return err
-			}
-			defer c.Close()
-			if f.once {
-				return c.statsOnce(ctx, f, args)
-			}
-			return c.streamStats(ctx, f, args)
+			return a.showStats(cmd, &f, args, (*client).streamStats)
 		},
 	}
 	f.add(cmd)
 	return cmd
+}
+
+// showStats shows it once, or live until that ends.
+func (a *app) showStats(cmd *cobra.Command, f *statsFlags, args []string, live func(*client, context.Context, statsFlags, []string) error) error {
+	if err := f.check(args); err != nil {
+		return err
+	}
+	ctx, sig := catchSignals(cmd.Context())
+	defer sig.close()
+	ctx, c, err := a.connect(ctx)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	if f.once {
+		return c.statsOnce(ctx, *f, args)
+	}
+	return live(c, ctx, *f, args)
 }
 
 // statsHelp says what the numbers are.

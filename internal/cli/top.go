@@ -21,21 +21,9 @@ func (a *app) topCommand() *cobra.Command {
 			"than a table it prints what was used within a second, and ends.",
 		Example: "  caisson top\n  caisson top --sort memory pod1\n  caisson top --no-stream --sort cpu | head\n  caisson top --format '{{.id}} {{.cpuPercent}}'",
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if err := f.check(args); err != nil {
-				return err
-			}
-			ctx, sig := catchSignals(cmd.Context())
-			defer sig.close()
-			ctx, c, err := a.connect(ctx)
-			if err != nil {
-				return err
-			}
-			defer c.Close()
 			out, _ := a.sys.Stdout.(*os.File)
-			if f.once || f.format != "table" || !isTerminal(out) || !isTerminal(a.sys.Stdin) {
-				return c.statsOnce(ctx, f, args)
-			}
-			return c.top(ctx, f, args)
+			f.once = f.once || f.format != "table" || !isTerminal(out) || !isTerminal(a.sys.Stdin)
+			return a.showStats(cmd, &f, args, (*client).top)
 		},
 	}
 	f.add(cmd)
