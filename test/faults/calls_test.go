@@ -171,9 +171,20 @@ func (r *run) taskCreateAgain(ctx context.Context) error {
 	if r.kills == 0 && r.is(ctx, err, tasktypes.Status_STOPPED) == nil { // It could not be taken back.
 		return errors.Join(r.forget(ctx), r.taskCreate(ctx))
 	}
-	// The daemon may be about to do what the last one was asked for.
-	err = poll(ctx, func() error { return r.is(ctx, err, tasktypes.Status_CREATED) })
-	return errors.Join(err, r.events.await(ctx, r.id, "create"))
+	// The daemon may be about to do what the last one was asked for, and to take it back
+	// then: who asked is gone.
+	return poll(ctx, func() error {
+		err := r.is(ctx, err, tasktypes.Status_CREATED)
+		if errdefs.IsNotFound(err) {
+			return r.taskCreate(ctx)
+		}
+		if err != nil {
+			return err
+		}
+		ctx, cancel := context.WithTimeout(ctx, time.Second)
+		defer cancel()
+		return r.events.await(ctx, r.id, "create")
+	})
 }
 
 // startOnly starts a container or exec and waits for nothing.
