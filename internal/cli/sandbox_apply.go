@@ -235,7 +235,7 @@ func (c *client) prepare(ctx context.Context, pod manifest.Pod, images map[strin
 func (c *client) imageFor(ctx context.Context, ctr manifest.Container, reg registryFlags) (containerd.Image, error) {
 	switch ctr.Pull {
 	case corev1.PullAlways:
-		if _, err := c.pull(ctx, ctr.Image, pullFlags{registry: reg}); err != nil {
+		if _, err := c.pull(ctx, ctr.Image, transferFlags{registry: reg}); err != nil {
 			return nil, err
 		}
 	case corev1.PullNever:
