@@ -81,7 +81,7 @@ func BenchmarkTask(b *testing.B) {
 		if err != nil {
 			b.Fatal(err)
 		}
-		defer ceiling.Allocs(b, 550)()
+		defer ceiling.Allocs(b, 620)()
 		for b.Loop() {
 			if err := tasks.Exec(r.ctx(), task.ExecRequest{ID: "c", ExecID: "x", Spec: process}); err != nil {
 				b.Fatal(err)

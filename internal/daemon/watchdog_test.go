@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -16,13 +17,12 @@ func TestWatchdog(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const every = 20 * time.Second
 		ctx, cancel := context.WithCancel(t.Context())
-		asked, told := 0, 0
+		var asked, told atomic.Int64
 		done := make(chan struct{})
 		go func() {
 			defer close(done)
 			watchdog(ctx, every, func(ctx context.Context) error {
-				asked++
-				switch asked {
+				switch asked.Add(1) {
 				case 3:
 					return errors.New("no")
 				case 4:
@@ -30,12 +30,12 @@ func TestWatchdog(t *testing.T) {
 					return ctx.Err()
 				}
 				return nil
-			}, func() { told++ })
+			}, func() { told.Add(1) })
 		}()
-		for i, want := range []int{1, 2, 2, 2, 3} {
+		for i, want := range []int64{1, 2, 2, 2, 3} {
 			synctest.Wait()
-			if asked != i+1 || told != want {
-				t.Errorf("after %d intervals: asked %d times, told %d times, not %d", i, asked, told, want)
+			if asked.Load() != int64(i+1) || told.Load() != want {
+				t.Errorf("after %d intervals: asked %d times, told %d times, not %d", i, asked.Load(), told.Load(), want)
 			}
 			time.Sleep(every) // of the bubble's clock
 		}
