@@ -13,12 +13,13 @@ import (
 	"caisson/internal/volumes"
 )
 
-// stopOpts is the grace a sandbox's processes get; below zero it is the daemon's choice.
+// stopOpts is the grace a sandbox's processes get; below zero it is the daemon's choice,
+// for which the API takes 0, too, so that a second is the least.
 func stopOpts(seconds int) []sandbox.StopOpt {
 	if seconds < 0 {
 		return nil
 	}
-	return []sandbox.StopOpt{sandbox.WithTimeout(time.Duration(seconds) * time.Second)}
+	return []sandbox.StopOpt{sandbox.WithTimeout(time.Duration(max(seconds, 1)) * time.Second)}
 }
 
 func (a *app) sandboxStopCommand() *cobra.Command {
@@ -39,7 +40,7 @@ func (a *app) sandboxStopCommand() *cobra.Command {
 			return nil
 		}),
 	}
-	cmd.Flags().IntVarP(&seconds, "time", "t", -1, "seconds between TERM and KILL (default: the daemon's)")
+	cmd.Flags().IntVarP(&seconds, "time", "t", -1, "seconds between TERM and KILL, at least one (default: the daemon's)")
 	return cmd
 }
 
