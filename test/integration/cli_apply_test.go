@@ -54,7 +54,7 @@ func applyExample(t *testing.T, h *harness.Host) {
 		t.Fatal(err)
 	}
 	example := regexp.MustCompile("(?s)```yaml\n(.*?)```").FindSubmatch(page)
-	commands := regexp.MustCompile(`(?m)^    caisson (.*)$`).FindAllSubmatch(page, -1)
+	commands := regexp.MustCompile(`(?m)^caisson (.*)$`).FindAllSubmatch(page, -1)
 	if example == nil || len(commands) != 5 {
 		t.Fatalf("the example and its commands: %q, %q", example, commands)
 	}

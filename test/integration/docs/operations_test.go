@@ -16,7 +16,7 @@ import (
 func TestOperations(t *testing.T) {
 	traced := regexp.MustCompile(`(?m)^    (OTEL_\w+=\S+ caissond)$`).FindStringSubmatch(read(t, "operations.md"))
 	var lines []string // beside the blocks of shell, which another test runs
-	for _, m := range regexp.MustCompile(`(?m)^    ((?:curl .*debug\.sock|caisson (?:info|debug dump)$|kill -USR1).*)$`).FindAllStringSubmatch(read(t, "operations.md"), -1) {
+	for _, m := range regexp.MustCompile(`(?m)^((?:curl .*debug\.sock|caisson (?:info|debug dump)$|kill -USR1).*)$`).FindAllStringSubmatch(read(t, "operations.md"), -1) {
 		lines = append(lines, m[1])
 	}
 	if traced == nil || len(lines) != 5 {
