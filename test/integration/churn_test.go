@@ -20,7 +20,7 @@ import (
 )
 
 // churnPods is how many pods TestChurn makes; CAISSON_TEST_PODS overrides it.
-const churnPods = 200
+const churnPods = 120
 
 // TestChurn runs whole lives of pods, four at a time. Nothing may be left of
 // them, in the daemon least of all: it has as many descriptors and goroutines

@@ -23,7 +23,7 @@ import (
 	"caisson/test/harness"
 )
 
-// killsEnv is how often TestStockKilledUnderLoad kills the daemon, 15 times unless
+// killsEnv is how often TestStockKilledUnderLoad kills the daemon, 10 times unless
 // it is set; seedEnv what it decides by.
 const (
 	killsEnv = "CAISSON_TEST_KILLS"
@@ -62,7 +62,7 @@ type killLoad struct {
 // must not notice: no task is lost, no container changes its state, every exit code
 // and every byte of output is right, and what is asked for meanwhile only waits.
 func TestStockKilledUnderLoad(t *testing.T) {
-	kills := envNumber(t, killsEnv, 15)
+	kills := envNumber(t, killsEnv, 10)
 	seed := envNumber(t, seedEnv, uint64(time.Now().UnixNano()))
 	t.Logf("%d kills, %s=%d", kills, seedEnv, seed)
 	random := rand.New(rand.NewPCG(seed, 1))
