@@ -87,9 +87,6 @@ func hideUnified() error {
 	return unix.Mount("unified", dir, "tmpfs", 0, "mode=0755")
 }
 
-// coverRun puts a tmpfs over /run, which some machines have on a disk.
-func coverRun() error { return unix.Mount("run", "/run", "tmpfs", 0, "mode=0755") }
-
 // TestBench runs the parts and writes what they have measured.
 func TestBench(t *testing.T) {
 	if *output == "" {
