@@ -110,12 +110,32 @@ func Start(ctx context.Context, cfg Config) (*Engine, error) {
 		e.Stop()
 		return nil, fmt.Errorf("engine: serve: %w", err)
 	}
+	if err := closeToGroup(scfg); err != nil {
+		e.Stop()
+		return nil, fmt.Errorf("engine: %w", err)
+	}
 	if err := e.ready(ctx, cfg.Address); err != nil {
 		e.Stop()
 		return nil, fmt.Errorf("engine: %w", err)
 	}
 	log.G(ctx).WithFields(log.Fields{"address": cfg.Address, "took": time.Since(begin).Round(time.Millisecond)}).Info("engine serves")
 	return e, nil
+}
+
+// closeToGroup takes the engine's sockets from the group that containerd opens them to,
+// unless that is not root's: somebody has chosen it then.
+func closeToGroup(scfg *srvconfig.Config) error {
+	for _, id := range []string{pluginGRPC, pluginTTRPC} {
+		own, _ := scfg.Plugins[id].(table)
+		address, _ := own["address"].(string)
+		if gid, chosen := own["gid"]; chosen && fmt.Sprint(gid) != "0" {
+			continue
+		}
+		if err := os.Chmod(address, 0o600); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // prepare makes the directories and sets what is the process's: the location

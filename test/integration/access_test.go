@@ -169,6 +169,11 @@ func TestSocketsAreRoots(t *testing.T) {
 		})
 	}
 	checkNoAbstractSockets(t, h)
+	for _, path := range append(sockets, h.Address, h.Address+".ttrpc") { // those of the engine have no guard
+		if info, err := os.Stat(path); err != nil || info.Mode().Perm() != 0o600 {
+			t.Errorf("%s: %v, %v", path, info, err)
+		}
+	}
 	if info, err := os.Stat(h.Root); err != nil || info.Mode().Perm() != 0o700 {
 		t.Errorf("the root directory: %v, %v", info.Mode(), err)
 	}
