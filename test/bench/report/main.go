@@ -59,9 +59,9 @@ func head(run results.Run) string {
 	var text strings.Builder
 	text.WriteString("# Benchmarks\n\n" +
 		"Made by `make bench bench-report`; do not edit. All sides were measured in one run,\n" +
-		"in turns, on a machine that did nothing else, with run-time state on a tmpfs. Each cell is a median, and in\n" +
-		"parentheses its ratio to containerd with containerd-shim-runc-v2 and runc where that\n" +
-		"was measured; [results.json](benchmarks/results.json) has the 90th and 99th\n" +
+		"in turns, on a machine that did nothing else, with run-time state on a tmpfs. Each\n" +
+		"cell is a median, and in parentheses its ratio to containerd with\n" +
+		"containerd-shim-runc-v2 and runc where that was measured; [results.json](benchmarks/results.json) has the 90th and 99th\n" +
 		"percentiles and the number of samples too.\n\n")
 	fmt.Fprintf(&text, "%s, %s; for the latencies of calls, %d pods of each side.\n\n", run.Machine, run.Date, run.Rounds)
 	for _, name := range []string{"caisson", "containerd", "runc", "crun", "go"} {
