@@ -2,19 +2,30 @@ package integration
 
 import (
 	"fmt"
+	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 
 	"caisson/test/daemon"
 	"caisson/test/harness"
+	"caisson/test/image"
 )
 
-// TestCLIScreen looks at a terminal as a person does: the prompt of a shell in a
-// container, its size, the keys that leave it, and `caisson top`.
+// TestCLIScreen looks at a terminal as a person does: the prompt of how far an import
+// is, a shell in a container, its size, the keys that leave it, and `caisson top`.
 func TestCLIScreen(t *testing.T) {
 	h := harness.Start(t, daemon.Options{})
 	defer h.Caisson("rm", "-f", "box")
 	tm := h.Tmux(110, 24)
+	if err := image.WriteFile(filepath.Join(h.Dir, "image.tar"), image.Options{Ref: "docker.io/library/screen:latest"}); err != nil {
+		t.Fatal(err)
+	}
+	tm.Run("caisson image import image.tar")
+	tm.Until("shows how far the import is", func(lines []string) bool {
+		return regexp.MustCompile(`(?m)^(\d+) of \d+ done in `).MatchString(strings.Join(lines, "\n"))
+	})
+	tm.Run("clear")
 	tm.Run("caisson run -it --name box " + harness.Image + " sh")
 	tm.Expect("/ #")
 	// The size arrives after the start.
