@@ -12,8 +12,8 @@ import (
 	"caisson/test/image"
 )
 
-// TestCLIScreen looks at a terminal as a person does: the prompt of how far an import
-// is, a shell in a container, its size, the keys that leave it, and `caisson top`.
+// TestCLIScreen looks at a terminal as a person does: how far an import is, the prompt of
+// a shell in a container, its size, the keys that leave it, and `caisson top`.
 func TestCLIScreen(t *testing.T) {
 	h := harness.Start(t, daemon.Options{})
 	defer h.Caisson("rm", "-f", "box")
