@@ -34,6 +34,19 @@ func (a *app) connect(ctx context.Context) (context.Context, *client, error) {
 	return a.open(ctx, a.daemonToStart)
 }
 
+// interruptible connects for a command that ends, and takes back what it has begun, when a
+// signal asks it to.
+func (a *app) interruptible(ctx context.Context, do func(ctx context.Context, c *client) error) error {
+	ctx, sig := catchSignals(ctx)
+	defer sig.close()
+	ctx, c, err := a.connect(ctx)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	return do(ctx, c)
+}
+
 // connectOnly is connect without starting a daemon.
 func (a *app) connectOnly(ctx context.Context) (context.Context, *client, error) {
 	return a.open(ctx, func(error) string { return "" })

@@ -29,19 +29,14 @@ func (a *app) imagePullCommand() *cobra.Command {
 			if _, err := imageName(args[0]); err != nil {
 				return err
 			}
-			ctx, sig := catchSignals(cmd.Context())
-			defer sig.close()
-			ctx, c, err := a.connect(ctx)
-			if err != nil {
+			return a.interruptible(cmd.Context(), func(ctx context.Context, c *client) error {
+				image, err := c.pull(ctx, args[0], f)
+				if err != nil {
+					return err
+				}
+				_, err = fmt.Fprintln(a.sys.Stdout, image.Name())
 				return err
-			}
-			defer c.Close()
-			image, err := c.pull(ctx, args[0], f)
-			if err != nil {
-				return err
-			}
-			_, err = fmt.Fprintln(a.sys.Stdout, image.Name())
-			return err
+			})
 		},
 	}
 	f.add(a, cmd, "this machine's", "the image's name")

@@ -31,19 +31,14 @@ func (a *app) imagePushCommand() *cobra.Command {
 			if err := f.platform.check(); err != nil {
 				return err
 			}
-			ctx, sig := catchSignals(cmd.Context())
-			defer sig.close()
-			ctx, c, err := a.connect(ctx)
-			if err != nil {
+			return a.interruptible(cmd.Context(), func(ctx context.Context, c *client) error {
+				pushed, err := c.push(ctx, args[0], name, f)
+				if err != nil {
+					return err
+				}
+				_, err = fmt.Fprintf(a.sys.Stdout, "%s@%s\n", name, pushed)
 				return err
-			}
-			defer c.Close()
-			pushed, err := c.push(ctx, args[0], name, f)
-			if err != nil {
-				return err
-			}
-			_, err = fmt.Fprintf(a.sys.Stdout, "%s@%s\n", name, pushed)
-			return err
+			})
 		},
 	}
 	f.add(a, cmd, "those that are here", "the name and the digest")

@@ -32,14 +32,9 @@ func (a *app) portForwardCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			ctx, sig := catchSignals(cmd.Context())
-			defer sig.close()
-			ctx, c, err := a.connect(ctx)
-			if err != nil {
-				return err
-			}
-			defer c.Close()
-			return c.portForward(ctx, args[0], forwards)
+			return a.interruptible(cmd.Context(), func(ctx context.Context, c *client) error {
+				return c.portForward(ctx, args[0], forwards)
+			})
 		},
 	}
 	// kubectl's --address is caisson's own for all commands.

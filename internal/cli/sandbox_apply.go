@@ -42,14 +42,9 @@ func (a *app) sandboxApplyCommand() *cobra.Command {
 			for _, w := range set.Warnings {
 				a.warn(errors.New(w))
 			}
-			ctx, sig := catchSignals(cmd.Context())
-			defer sig.close()
-			ctx, c, err := a.connect(ctx)
-			if err != nil {
-				return err
-			}
-			defer c.Close()
-			return c.apply(ctx, set.Pods, f)
+			return a.interruptible(cmd.Context(), func(ctx context.Context, c *client) error {
+				return c.apply(ctx, set.Pods, f)
+			})
 		},
 	}
 	flags := cmd.Flags()
