@@ -102,48 +102,62 @@ func (c *client) checkpoint(ctx context.Context, id, image string, leaveRunning 
 	if out := resp.GetProcess().GetStdout(); isFIFO(out) || strings.HasPrefix(out, "file:") {
 		return advise(errdefs.ErrFailedPrecondition, "container %q writes to %s, which CRIU cannot save: run it with --detach --log-driver none", id, out)
 	}
-	image, err = c.emptyCheckpoint(id, image)
-	if err != nil {
+	write := func(dir string) error {
+		opts, err := typeurl.MarshalAnyToProto(&options.CheckpointOptions{Exit: !leaveRunning, ImagePath: dir})
+		if err != nil {
+			return err
+		}
+		if _, err := c.TaskService().Checkpoint(ctx, &tasks.CheckpointTaskRequest{ContainerID: id, Options: opts}); err != nil {
+			return explainCRIU(id, "checkpoint", errgrpc.ToNative(err))
+		}
+		return nil
+	}
+	if image == "" {
+		return c.replaceCheckpoint(id, write)
+	}
+	if image, err = emptyDirectory(image); err != nil {
 		return err
 	}
-	opts, err := typeurl.MarshalAnyToProto(&options.CheckpointOptions{Exit: !leaveRunning, ImagePath: image})
-	if err != nil {
-		return err
+	return write(image)
+}
+
+// replaceCheckpoint writes one to the default directory. The one of before goes when there
+// is another.
+func (c *client) replaceCheckpoint(id string, write func(dir string) error) error {
+	image, err := c.app.checkpointPath(id)
+	next := image + "~" // no container is called that
+	if err == nil {
+		err = errors.Join(os.RemoveAll(next), os.MkdirAll(filepath.Dir(image), 0o700))
 	}
-	if _, err := c.TaskService().Checkpoint(ctx, &tasks.CheckpointTaskRequest{ContainerID: id, Options: opts}); err != nil {
-		return explainCRIU(id, "checkpoint", errgrpc.ToNative(err))
+	if err != nil {
+		return fmt.Errorf("container %q: checkpoint: %w", id, err)
+	}
+	if err := write(next); err != nil {
+		return errors.Join(err, os.RemoveAll(next))
+	}
+	if err = os.RemoveAll(image); err == nil {
+		err = os.Rename(next, image)
+	}
+	if err != nil {
+		return fmt.Errorf("container %q: its checkpoint is in %s: %w", id, next, err)
 	}
 	return nil
 }
 
-// emptyCheckpoint is the directory for a checkpoint. Only in the default one is what is there
-// known to be a checkpoint, and of no use any more.
-func (c *client) emptyCheckpoint(id, image string) (string, error) {
-	if image == "" {
-		image, err := c.app.checkpointPath(id)
-		if err == nil {
-			err = os.RemoveAll(image)
-		}
-		if err == nil {
-			err = os.MkdirAll(filepath.Dir(image), 0o700)
-		}
-		if err != nil {
-			return "", fmt.Errorf("container %q: checkpoint: %w", id, err)
-		}
-		return image, nil
-	}
-	image, err := filepath.Abs(image)
+// emptyDirectory is the absolute path of a directory that has nothing in it yet.
+func emptyDirectory(dir string) (string, error) {
+	dir, err := filepath.Abs(dir)
 	if err != nil {
 		return "", err
 	}
-	entries, err := os.ReadDir(image)
+	entries, err := os.ReadDir(dir)
 	if len(entries) > 0 {
-		return "", advise(errdefs.ErrAlreadyExists, "there is something in %s: remove it first, or choose another --image-path", image)
+		return "", advise(errdefs.ErrAlreadyExists, "there is something in %s: remove it first, or choose another --image-path", dir)
 	}
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return "", fmt.Errorf("container %q: checkpoint: %w", id, err)
+		return "", fmt.Errorf("checkpoint: %w", err)
 	}
-	return image, nil
+	return dir, nil
 }
 
 // restore makes a new task of the container; the one that has ended goes first.

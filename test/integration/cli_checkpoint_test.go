@@ -38,6 +38,10 @@ func TestCLICheckpoint(t *testing.T) {
 	}
 	if works != nil {
 		t.Logf("CRIU does not work here (%v): %s", works, criu)
+		before := filepath.Join(image, "before")
+		if err := errors.Join(os.MkdirAll(image, 0o700), os.WriteFile(before, nil, 0o600)); err != nil {
+			t.Fatal(err)
+		}
 		res := h.TryCaisson("checkpoint", "count")
 		if res.Code != 1 || !strings.Contains(res.Stderr, `container "count": checkpoint:`) || !strings.Contains(res.Stderr, "criu check") {
 			t.Errorf("checkpoint: %+v", res)
@@ -45,8 +49,11 @@ func TestCLICheckpoint(t *testing.T) {
 		if errors.Is(works, exec.ErrNotFound) && !strings.Contains(res.Stderr, "install CRIU") {
 			t.Errorf("checkpoint without CRIU: %+v", res)
 		}
-		if _, err := os.Stat(image); !errors.Is(err, fs.ErrNotExist) {
-			t.Errorf("the checkpoint that failed: %v", err)
+		if _, err := os.Stat(before); err != nil {
+			t.Errorf("the checkpoint of before: %v", err)
+		}
+		if all, err := os.ReadDir(filepath.Dir(image)); err != nil || len(all) != 1 {
+			t.Errorf("the checkpoint that failed: %v, %v", all, err)
 		}
 		if out := h.Caisson("inspect", "-f", "{{.status}}", "count"); out != "running\n" {
 			t.Errorf("status afterwards: %s", out)
