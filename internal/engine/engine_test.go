@@ -18,6 +18,7 @@ import (
 
 	api "github.com/containerd/containerd/api/services/sandbox/v1"
 	containerd "github.com/containerd/containerd/v2/client"
+	srvconfig "github.com/containerd/containerd/v2/cmd/containerd/server/config"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/ttrpc"
@@ -341,4 +342,40 @@ func TestEngineSurvivesKill(t *testing.T) {
 		t.Fatalf("namespace after the kill: %v, %v", labels, err)
 	}
 	p.end()
+}
+
+// TestCloseToGroup: root's group loses what containerd gives it, a chosen one keeps it.
+func TestCloseToGroup(t *testing.T) {
+	for name, test := range map[string]struct {
+		gid  any
+		want os.FileMode
+	}{"not said": {nil, 0o600}, "root's": {int64(0), 0o600}, "chosen": {int64(1000), 0o660}} {
+		t.Run(name, func(t *testing.T) {
+			plugins := table{}
+			for _, id := range []string{pluginGRPC, pluginTTRPC} {
+				own := table{"address": filepath.Join(t.TempDir(), "sock")}
+				if test.gid != nil {
+					own["gid"] = test.gid
+				}
+				plugins[id] = own
+				path := own["address"].(string)
+				if err := errors.Join(os.WriteFile(path, nil, 0o600), os.Chmod(path, 0o660)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if err := closeToGroup(&srvconfig.Config{Plugins: plugins}); err != nil {
+				t.Fatal(err)
+			}
+			for id, own := range plugins {
+				info, err := os.Stat(own.(table)["address"].(string))
+				if err != nil || info.Mode().Perm() != test.want {
+					t.Errorf("%s: %v, %v", id, info.Mode(), err)
+				}
+			}
+		})
+	}
+	missing := table{pluginGRPC: table{"address": filepath.Join(t.TempDir(), "none")}}
+	if err := closeToGroup(&srvconfig.Config{Plugins: missing}); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("a socket that is not there: %v", err)
+	}
 }
