@@ -13,11 +13,13 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	api "caisson/api/caisson/sandbox/v1"
+	"caisson/internal/oci"
 	"caisson/internal/task"
 )
 
-// TestStartsNeedNoRuntime: one is run only for what nobody else can do, such as hooks.
-func TestStartsNeedNoRuntime(t *testing.T) {
+// TestRuntimesAreSpared: to start a container and to delete it one is run only for what
+// nobody else can do, such as hooks.
+func TestRuntimesAreSpared(t *testing.T) {
 	r := newRig(t)
 	r.run("sb", &api.Options{})
 	verbs, runtime := filepath.Join(r.dir, "verbs"), filepath.Join(r.dir, "bin", "runc")
@@ -32,32 +34,55 @@ func TestStartsNeedNoRuntime(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	start := func(id string, edit func(*specs.Spec)) (starts int) {
+	live := func(id string, hooks *specs.Hooks, wantStarts, wantDeletes int) {
 		t.Helper()
 		if err := os.RemoveAll(verbs); err != nil {
 			t.Fatal(err)
 		}
 		bundle := r.bundle(id, "exit 7")
-		r.editSpec(bundle, edit)
+		r.editSpec(bundle, func(s *specs.Spec) { s.Hooks = hooks })
 		r.start("sb", task.CreateRequest{ID: id, Bundle: bundle, Options: opts})
 		if exit := r.wait("sb", id); exit.Status != 7 {
 			t.Errorf("%s: exit %+v", id, exit)
 		}
-		return strings.Count(r.output(verbs), " start ")
+		spec, err := oci.ReadSpec(bundle)
+		if err != nil {
+			t.Fatal(err)
+		}
+		traces := func() (n int) {
+			for _, pattern := range []string{filepath.Join(r.dir, "runc/test", id), "/sys/fs/cgroup/*" + spec.Linux.CgroupsPath, "/sys/fs/cgroup" + spec.Linux.CgroupsPath} {
+				found, err := filepath.Glob(pattern)
+				if err != nil {
+					t.Fatal(err)
+				}
+				n += len(found)
+			}
+			return n
+		}
+		if n := traces(); n < 2 {
+			t.Errorf("%s: %d traces before it is deleted", id, n)
+		}
+		if _, err := r.tasks("sb").Delete(r.ctx(), id, ""); err != nil {
+			t.Fatal(err)
+		}
+		if n := traces(); n != 0 {
+			t.Errorf("%s left %d traces", id, n)
+		}
+		said := r.output(verbs)
+		if starts, deletes := strings.Count(said, " start "), strings.Count(said, " delete "); starts != wantStarts || deletes != wantDeletes {
+			t.Errorf("%s: %d runtimes to start it and %d to delete it, want %d and %d", id, starts, deletes, wantStarts, wantDeletes)
+		}
 	}
 
-	if n := start("plain", func(*specs.Spec) {}); n != 0 {
-		t.Errorf("a plain container was started by %d runtimes", n)
-	}
+	live("plain", nil, 0, 0)
 	note := filepath.Join(r.dir, "note")
-	hook := specs.Hook{Path: "/bin/sh", Args: []string{"sh", "-c", "echo hooked >" + note}}
-	if n := start("hook", func(s *specs.Spec) { s.Hooks = &specs.Hooks{Poststart: []specs.Hook{hook}} }); n != 1 {
-		t.Errorf("a container with a hook was started by %d runtimes", n)
+	hooks := []specs.Hook{{Path: "/bin/sh", Args: []string{"sh", "-c", "echo hooked >>" + note}}}
+	live("at-start", &specs.Hooks{Poststart: hooks}, 1, 0)
+	live("at-stop", &specs.Hooks{Poststop: hooks}, 0, 1)
+	if got := r.output(note); got != "hooked\nhooked" {
+		t.Errorf("the hooks wrote %q", got)
 	}
-	if got := r.output(note); got != "hooked" {
-		t.Errorf("the hook wrote %q", got)
-	}
-	if got := r.events.all(); !slices.Contains(got, "start plain") || !slices.Contains(got, "start hook") {
+	if got := r.events.all(); !slices.Contains(got, "start plain") || !slices.Contains(got, "start at-start") {
 		t.Errorf("events: %q", got)
 	}
 }

@@ -168,10 +168,7 @@ func (g *Group) Delete(ctx context.Context) error {
 	defer cancel()
 	var b backoff
 	for {
-		err := fault.Fail("cgroup:delete", unix.EBUSY)
-		if err == nil {
-			err = g.removeDirs()
-		}
+		err := g.removeDirs()
 		if err == nil {
 			return nil
 		}
@@ -196,6 +193,12 @@ func Remove(ctx context.Context, path string) error {
 	if err != nil {
 		return err
 	}
+	if err := g.mayChange("remove"); err != nil {
+		return err
+	}
+	if g.removeDirs() == nil { // what can be removed has nothing in it to kill
+		return nil
+	}
 	if err := g.Kill(ctx); err != nil {
 		return err
 	}
@@ -204,9 +207,16 @@ func Remove(ctx context.Context, path string) error {
 
 // removeDirs tries each directory once and returns the last failure.
 func (g *Group) removeDirs() error {
-	var failed error
+	failed := fault.Fail("cgroup:delete", unix.EBUSY)
+	if failed != nil {
+		return failed
+	}
 	for _, dir := range g.groupDirs() {
-		err := walk(dir, func(dir string) error {
+		err := unix.Rmdir(dir)
+		if err == nil || gone(err) {
+			continue
+		}
+		err = walk(dir, func(dir string) error {
 			if err := unix.Rmdir(dir); err != nil && !gone(err) {
 				failed = fmt.Errorf("remove %s: %w", dir, err)
 			}

@@ -191,6 +191,28 @@ func (r Runtime) Delete(ctx context.Context, id, log string, force bool) error {
 	return r.Explain("delete", log, err)
 }
 
+// LeavesLittle tells whether all that the runtime would remove of such a container after
+// its end is a cgroup and what Forget removes: there is nothing to run, no systemd to ask,
+// and it is known where the runtime's notes are.
+func (r Runtime) LeavesLittle(spec *specs.Spec) bool {
+	switch filepath.Base(r.Binary) {
+	case "runc", "crun":
+	default:
+		return false
+	}
+	hooks := spec.Hooks != nil && len(spec.Hooks.Poststop) > 0
+	return !r.SystemdCgroup && !hooks && spec.Linux != nil && spec.Linux.IntelRdt == nil
+}
+
+// Forget removes what the runtime has noted of a container that LeavesLittle. It may be
+// repeated.
+func (r Runtime) Forget(id string) error {
+	if err := fault.Fail("runtime:forget", unix.EIO); err != nil {
+		return err
+	}
+	return os.RemoveAll(filepath.Join(r.Root, id))
+}
+
 // Update changes the resources of a running container.
 func (r Runtime) Update(ctx context.Context, id, log string, resources *specs.LinuxResources) error {
 	err := fault.Fail("runtime:update", unix.EAGAIN, unix.ENOMEM, unix.EMFILE)

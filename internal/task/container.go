@@ -43,6 +43,9 @@ type containerRecord struct {
 	// NoStartHooks is set when nothing has to be done at its start but to let its
 	// process go on.
 	NoStartHooks bool `json:",omitempty"`
+	// LeavesLittle is set when all that its OCI runtime would remove after its end is
+	// Cgroup and the runtime's own notes.
+	LeavesLittle bool `json:",omitempty"`
 	// Cgroup is what the OCI runtime makes for the container; empty if it was there
 	// before, or has no name yet.
 	Cgroup string `json:",omitempty"`

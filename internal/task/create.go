@@ -309,6 +309,7 @@ func (c *container) join() (root string, err error) {
 	if c.Cgroup, err = newCgroup(spec); err != nil {
 		return "", fmt.Errorf("task %q: %w", c.ID, err)
 	}
+	c.LeavesLittle = c.Cgroup != "" && c.Runtime.LeavesLittle(spec)
 	if filepath.IsAbs(spec.Root.Path) {
 		return spec.Root.Path, nil
 	}

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"caisson/internal/cgroup"
 	"caisson/internal/fault"
 	"caisson/internal/request"
 )
@@ -121,15 +122,7 @@ func (p *process) awaitEnd(ctx context.Context) error {
 // remove takes away what is left of a container that has ended. The record goes
 // last, so that what fails before can be repeated.
 func (c *container) remove(ctx context.Context, exit Exit) error {
-	// What never ran according to us is what Create could not take back. And without a
-	// monitor a killed init can be on its way for a while: it waits for its zombies.
-	var err error
-	if _, gone := c.set.attached(); c.init.snapshot().Serial == 0 || gone != nil {
-		err = c.undoRuntime(ctx)
-	} else {
-		err = c.Runtime.Delete(ctx, c.ID, c.file("delete.log"), false)
-	}
-	if err != nil {
+	if err := c.removeRuntime(ctx); err != nil {
 		return fmt.Errorf("task %q: %w", c.ID, err)
 	}
 	if err := c.unmountRootfs(); err != nil {
@@ -148,6 +141,23 @@ func (c *container) remove(ctx context.Context, exit Exit) error {
 		c.set.retry(mourn)
 	}
 	return nil
+}
+
+// removeRuntime takes away what the OCI runtime made.
+func (c *container) removeRuntime(ctx context.Context) error {
+	// What never ran according to us is what Create could not take back. And without a
+	// monitor a killed init can be on its way for a while: it waits for its zombies.
+	if _, gone := c.set.attached(); c.init.snapshot().Serial == 0 || gone != nil {
+		return c.undoRuntime(ctx)
+	}
+	if !c.LeavesLittle {
+		return c.Runtime.Delete(ctx, c.ID, c.file("delete.log"), false)
+	}
+	// In this order the runtime still knows of it if the first fails, or caissond ends.
+	if err := cgroup.Remove(ctx, c.Cgroup); err != nil {
+		return err
+	}
+	return c.Runtime.Forget(c.ID)
 }
 
 // mourn tells that the container was deleted, and forgets it. If the daemon dies
