@@ -20,6 +20,7 @@ import (
 	"sync"
 	"time"
 
+	core "github.com/containerd/containerd/v2/core/sandbox"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
 	sd "github.com/coreos/go-systemd/v22/daemon"
@@ -86,7 +87,7 @@ func Run(ctx context.Context, cfg config.Config) (err error) {
 		return err
 	}
 	if cfg.Engine == config.EngineEmbedded {
-		if err := startEngine(ctx, &steps, cfg); err != nil {
+		if err := startEngine(ctx, &steps, cfg, service.Local(parts.sandboxes, observe)); err != nil {
 			return err
 		}
 	}
@@ -182,17 +183,17 @@ func listen(ctx context.Context, k *keeper.Keeper, path string) (net.Listener, e
 // startLimit is how long the engine may take: it asks every task it knew of.
 const startLimit = 5 * time.Minute
 
-func startEngine(ctx context.Context, steps *undo.Stack, cfg config.Config) error {
+func startEngine(ctx context.Context, steps *undo.Stack, cfg config.Config, sandboxes core.Controller) error {
 	sctx, cancel := context.WithTimeout(ctx, startLimit)
 	defer cancel()
 	e, err := engine.Start(sctx, engine.Config{
 		Root: cfg.Root, State: cfg.State, Address: cfg.Address,
-		SandboxerAddress: filepath.Join(cfg.State, sandboxerSocket),
-		ShimSocket:       filepath.Join(cfg.State, shimSocket),
-		CNIConfDir:       cfg.Network.CNIConfDir,
-		CNIBinDirs:       cfg.Network.CNIBinDirs,
-		SystemdCgroup:    cfg.Runtime.SystemdCgroup,
-		Passthrough:      cfg.Passthrough,
+		Sandboxes:     sandboxes,
+		ShimSocket:    filepath.Join(cfg.State, shimSocket),
+		CNIConfDir:    cfg.Network.CNIConfDir,
+		CNIBinDirs:    cfg.Network.CNIBinDirs,
+		SystemdCgroup: cfg.Runtime.SystemdCgroup,
+		Passthrough:   cfg.Passthrough,
 	})
 	if err != nil {
 		return err

@@ -1,9 +1,8 @@
 // Package engine runs containerd's core (content, images, snapshots, leases,
-// events, CRI) inside this process, with the sandboxer as its proxy plugin.
+// events, CRI) inside this process, with the sandboxer as one of its plugins.
 //
-// There is no private way in: the engine dials the sandboxer's socket and the
-// sandboxes' task sockets just as a stock containerd does, so these must be
-// served before Start is called. The engine owns <Root>/containerd,
+// It dials the sandboxes' task sockets just as a stock containerd does, so these must
+// be served before Start is called. The engine owns <Root>/containerd,
 // <State>/containerd and its two sockets, and nothing else.
 //
 // containerd registers its plugins in process-wide tables, when its packages
@@ -26,12 +25,16 @@ import (
 	srvconfig "github.com/containerd/containerd/v2/cmd/containerd/server/config"
 	_ "github.com/containerd/containerd/v2/core/metrics" // containerd's build information, as a metric
 	"github.com/containerd/containerd/v2/core/mount"
+	"github.com/containerd/containerd/v2/core/sandbox"
+	"github.com/containerd/containerd/v2/plugins"
 	"github.com/containerd/containerd/v2/version"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
+	"github.com/containerd/plugin"
+	"github.com/containerd/plugin/registry"
 )
 
-// Sandboxer is the name of the proxy plugin, and of the CRI runtime handler.
+// Sandboxer is the name of the plugin, and of the CRI runtime handler.
 const Sandboxer = "caisson"
 
 // RuntimeType is the runtime of the handler; containerd finds the binary
@@ -48,8 +51,8 @@ type Config struct {
 	State   string // the daemon's; the engine keeps to <State>/containerd
 	Address string // gRPC and CRI are served here, ttrpc at <Address>.ttrpc
 
-	SandboxerAddress string // gRPC socket of the sandboxer, already served
-	ShimSocket       string // where the shim binary reaches the daemon
+	Sandboxes  sandbox.Controller // the sandboxer
+	ShimSocket string             // where the shim binary reaches the daemon
 
 	CNIConfDir string
 	CNIBinDirs []string
@@ -89,6 +92,14 @@ func Start(ctx context.Context, cfg Config) (*Engine, error) {
 	}
 	if err := prepare(ctx, scfg, cfg); err != nil {
 		return nil, fmt.Errorf("engine: %w", err)
+	}
+	// Somebody may have chosen another one, as a proxy plugin of this name.
+	if _, taken := scfg.ProxyPlugins[Sandboxer]; !taken {
+		registry.Register(&plugin.Registration{
+			Type:   plugins.SandboxControllerPlugin,
+			ID:     Sandboxer,
+			InitFn: func(*plugin.InitContext) (any, error) { return cfg.Sandboxes, nil },
+		})
 	}
 	// Plugins keep the context for as long as they live.
 	ectx, cancel := context.WithCancel(context.WithoutCancel(ctx))

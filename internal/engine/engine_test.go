@@ -19,6 +19,7 @@ import (
 	api "github.com/containerd/containerd/api/services/sandbox/v1"
 	containerd "github.com/containerd/containerd/v2/client"
 	srvconfig "github.com/containerd/containerd/v2/cmd/containerd/server/config"
+	"github.com/containerd/containerd/v2/core/sandbox/proxy"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/ttrpc"
@@ -47,6 +48,13 @@ func child(doc string) int {
 		os.Stdout.WriteString(err.Error() + "\n")
 		return 1
 	}
+	conn, err := grpc.NewClient("unix:"+sandboxerSocket(cfg), grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		os.Stdout.WriteString(err.Error() + "\n")
+		return 1
+	}
+	defer conn.Close() //nolint:errcheck // nothing is lost
+	cfg.Sandboxes = proxy.NewSandboxController(api.NewControllerClient(conn), Sandboxer)
 	e, err := Start(context.Background(), cfg)
 	if err != nil {
 		os.Stdout.WriteString(err.Error() + "\n")
@@ -159,6 +167,9 @@ func (s *sandboxer) Status(_ context.Context, req *api.ControllerStatusRequest) 
 	return &api.ControllerStatusResponse{SandboxID: "known", Pid: 4711, State: "SANDBOX_READY"}, nil
 }
 
+// sandboxerSocket is where the child reaches the test's sandboxer.
+func sandboxerSocket(cfg Config) string { return filepath.Join(cfg.State, "sandboxer.sock") }
+
 func testConfig(t *testing.T) (Config, *sandboxer) {
 	t.Helper()
 	if os.Geteuid() != 0 {
@@ -183,10 +194,9 @@ func testConfig(t *testing.T) (Config, *sandboxer) {
 		}
 	}
 	cfg.Address = filepath.Join(cfg.State, "api.sock")
-	cfg.SandboxerAddress = filepath.Join(cfg.State, "sandboxer.sock")
 	cfg.ShimSocket = filepath.Join(cfg.State, "shim.sock")
 
-	l, err := net.Listen("unix", cfg.SandboxerAddress)
+	l, err := net.Listen("unix", sandboxerSocket(cfg))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -49,7 +49,7 @@ func (e *Engine) ready(ctx context.Context, address string) error {
 }
 
 func checkPlugins(ctx context.Context, loaded []*introspection.Plugin) (hasCRI bool, err error) {
-	proxy := errors.New("it was not loaded")
+	sandboxer := errors.New("it was not loaded")
 	for _, p := range loaded {
 		id := p.GetType() + "." + p.GetID()
 		status := p.GetInitErr()
@@ -59,18 +59,18 @@ func checkPlugins(ctx context.Context, loaded []*introspection.Plugin) (hasCRI b
 				hasCRI = true
 			}
 			if id == pluginSandboxer {
-				proxy = nil
+				sandboxer = nil
 			}
 		case id == pluginSandboxer:
-			proxy = errors.New(status.GetMessage())
+			sandboxer = errors.New(status.GetMessage())
 		case id == pluginCRI:
 			log.G(ctx).WithField("reason", status.GetMessage()).Error("CRI is not served: its plugin did not load")
 		case codes.Code(status.GetCode()) != codes.Unimplemented: // Unimplemented: skipped on purpose
 			log.G(ctx).WithFields(log.Fields{"plugin": id, "reason": status.GetMessage()}).Debug("a plugin is not available on this machine")
 		}
 	}
-	if proxy != nil {
-		return false, fmt.Errorf("sandboxer plugin %s: %v: %w", pluginSandboxer, proxy, errdefs.ErrUnavailable)
+	if sandboxer != nil {
+		return false, fmt.Errorf("sandboxer plugin %s: %v: %w", pluginSandboxer, sandboxer, errdefs.ErrUnavailable)
 	}
 	return hasCRI, nil
 }

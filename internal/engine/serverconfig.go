@@ -65,10 +65,6 @@ func serverConfig(ctx context.Context, cfg Config) (*srvconfig.Config, error) {
 	out.Plugins = plugins
 	// They would make a second exporter: the daemon has made the process's.
 	out.DisabledPlugins = append(out.DisabledPlugins, pluginTracing, pluginOTLP)
-
-	if _, taken := out.ProxyPlugins[Sandboxer]; !taken {
-		out.ProxyPlugins[Sandboxer] = srvconfig.ProxyPlugin{Type: "sandbox", Address: cfg.SandboxerAddress}
-	}
 	return out, nil
 }
 

@@ -27,7 +27,7 @@ func configFor(t *testing.T, pass table) (table, Config, error) {
 	dir := t.TempDir()
 	cfg := Config{
 		Root: filepath.Join(dir, "r"), State: dir, Address: dir + "/a.sock",
-		SandboxerAddress: dir + "/sandboxer.sock", ShimSocket: dir + "/shim.sock",
+		ShimSocket: dir + "/shim.sock",
 		CNIConfDir: "/cni/conf", CNIBinDirs: []string{"/cni/bin"}, Passthrough: pass,
 	}
 	out, err := serverConfig(context.Background(), cfg)
@@ -36,9 +36,6 @@ func configFor(t *testing.T, pass table) (table, Config, error) {
 	}
 	if out.Root != cfg.Root+"/containerd" || out.State != cfg.State+"/containerd" || out.Version != version.ConfigVersion {
 		t.Errorf("root %s, state %s, version %d", out.Root, out.State, out.Version)
-	}
-	if pp := out.ProxyPlugins[Sandboxer]; pp.Type != "sandbox" || pp.Address != cfg.SandboxerAddress {
-		t.Errorf("proxy plugin %+v", pp)
 	}
 	return out.Plugins, cfg, nil
 }
