@@ -70,7 +70,11 @@ func openLog(path string) (*os.File, error) {
 		}
 		fd, err := unix.Open(path, unix.O_WRONLY|unix.O_APPEND|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o644)
 		if err == nil {
-			return os.NewFile(uintptr(fd), path), nil
+			f := os.NewFile(uintptr(fd), path)
+			defer f.Close() // made, not written to
+			// Anew, for O_NOFOLLOW stays with the descriptor, and CRIU repeats it where it
+			// has a link in /proc to open.
+			return reopen(f, unix.O_WRONLY|unix.O_APPEND)
 		}
 		if !errors.Is(err, os.ErrExist) {
 			return nil, classify(err)

@@ -87,6 +87,14 @@ func TestNullStreams(t *testing.T) {
 
 func TestLogFile(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "new", "dir", "log")
+	log := must(openLog(path))(t)
+	defer log.Close()
+	if flags := must(unix.FcntlInt(log.Fd(), unix.F_GETFL, 0))(t); flags&unix.O_NOFOLLOW != 0 {
+		t.Errorf("flags %#x of a log that was made, which CRIU could not restore", flags)
+	}
+	if err := os.RemoveAll(filepath.Dir(path)); err != nil {
+		t.Fatal(err)
+	}
 	for _, cfg := range []Config{
 		{Stdout: "file://" + path},
 		{Stdout: "file://" + path, Stderr: "file://" + path},
