@@ -28,10 +28,10 @@ func (a *app) checkpointCommand() *cobra.Command {
 		Use:   "checkpoint CONTAINER...",
 		Short: "Write the processes of containers to disk, and end them",
 		Long: "Write the processes of containers to disk, with CRIU, and end them: `caisson restore` lets them go on\n" +
-			"from there. The files of a container stay in the container, as long as that is not removed. CRIU can\n" +
-			"save neither connections to a client nor a log on the host, so it takes a container that was run\n" +
-			"with --detach and --log-driver none. A checkpoint of before, in the default directory, is replaced.",
-		Example: "  caisson run -d --log-driver none --name web demo httpd -f\n  caisson checkpoint web && caisson restore web\n  caisson checkpoint --leave-running --image-path /backup/web web",
+			"from there, in the same log. The files of a container stay in the container, as long as that is not\n" +
+			"removed. Connections to a client cannot be saved, so it takes a container that was run with --detach\n" +
+			"and without --tty. A checkpoint of before, in the default directory, is replaced.",
+		Example: "  caisson run -d --name web demo httpd -f\n  caisson checkpoint web && caisson restore web\n  caisson checkpoint --leave-running --image-path /backup/web web",
 		Args:    atLeast(1, "a container"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := checkImagePath(image, args); err != nil {
@@ -99,8 +99,8 @@ func (c *client) checkpoint(ctx context.Context, id, image string, leaveRunning 
 	if err != nil {
 		return fmt.Errorf("container %q: task: %w", id, errgrpc.ToNative(err))
 	}
-	if out := resp.GetProcess().GetStdout(); isFIFO(out) || strings.HasPrefix(out, "file:") {
-		return advise(errdefs.ErrFailedPrecondition, "container %q writes to %s, which CRIU cannot save: run it with --detach --log-driver none", id, out)
+	if p := resp.GetProcess(); p.GetTerminal() || isFIFO(p.GetStdin()) || isFIFO(p.GetStdout()) {
+		return advise(errdefs.ErrFailedPrecondition, "container %q is connected to a client, which nobody can save: run it with --detach and without --tty", id)
 	}
 	write := func(dir string) error {
 		opts, err := typeurl.MarshalAnyToProto(&options.CheckpointOptions{Exit: !leaveRunning, ImagePath: dir})
@@ -174,6 +174,10 @@ func (c *client) restore(ctx context.Context, id, image string, keep bool) (err 
 	if image, err = c.findCheckpoint(id, image); err != nil {
 		return err
 	}
+	create := cio.NullIO
+	if log := labels[labelLog]; log != "" {
+		create = cio.LogFile(log)
+	}
 	opts := []containerd.NewTaskOpts{containerd.WithRestoreImagePath(image)}
 	if sandboxID := labels[labelSandbox]; sandboxID != "" {
 		endpoint, err := c.readySandbox(ctx, sandboxID)
@@ -191,7 +195,7 @@ func (c *client) restore(ctx context.Context, id, image string, keep bool) (err 
 			err = joinUndo(err, steps.Run(ctx))
 		}
 	}()
-	task, err := ctr.NewTask(ctx, cio.NullIO, opts...)
+	task, err := ctr.NewTask(ctx, create, opts...)
 	if err != nil {
 		return explainCRIU(id, "restore", err)
 	}

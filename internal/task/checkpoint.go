@@ -34,6 +34,8 @@ type checkpoint struct {
 	Done        bool      // the image is whole
 	At          time.Time // tells it from others
 	Request     string    `json:",omitempty"`
+	// Streams are those that the image is without.
+	Streams [3]outside
 }
 
 // checkpointTag ends the name of its OCI runtime in the monitor. How that ended is
@@ -117,6 +119,9 @@ func (p *process) checkpoint(ctx context.Context, path string, opts *options.Che
 	if err := ck.look(); err != nil {
 		return err
 	}
+	if ck.Streams, err = outsideStreams(p.snapshot().Pid); err != nil {
+		return err
+	}
 	if err := os.MkdirAll(work, 0o700); err != nil {
 		return err
 	}
@@ -126,9 +131,14 @@ func (p *process) checkpoint(ctx context.Context, path string, opts *options.Che
 	}
 	logFile := c.file("checkpoint.log")
 	var exit monitor.Exit
-	if err = fault.Fail("runtime:checkpoint", unix.EAGAIN, unix.ENOMEM, unix.EMFILE); err == nil {
+	env, err := c.leaveOut(ck.Streams)
+	if err == nil {
+		err = fault.Fail("runtime:checkpoint", unix.EAGAIN, unix.ENOMEM, unix.EMFILE)
+	}
+	if err == nil {
 		exit, err = p.execute(ctx, host, logFile, monitor.SpawnRequest{
 			Tag:  p.checkpointTag(),
+			Env:  env,
 			Args: c.Runtime.CheckpointArgs(c.ID, logFile, ck.Image, work, opts),
 		})
 	}
@@ -177,6 +187,9 @@ func (c *container) settleCheckpoint(ctx context.Context, ck checkpoint, whole b
 			return err
 		}
 		return removeFiles(c.checkpointFile())
+	}
+	if err := statefile.Write(filepath.Join(ck.Image, outsideFile), ck.Streams); err != nil {
+		return err
 	}
 	err := c.set.tell(ctx, c.init.key("checkpoint", uint64(ck.At.UnixNano())), &events.TaskCheckpointed{ContainerID: c.ID, Checkpoint: ck.Path})
 	if err != nil {

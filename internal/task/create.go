@@ -369,8 +369,14 @@ func (p *process) spawn(ctx context.Context, args commandLine) (_ monitor.Proces
 		return monitor.Process{}, err
 	}
 	defer io.close(ctx)
+	var env []string
+	if p.execID == "" && p.c.Restore != nil {
+		if env, err = p.c.bringBack(io.files); err != nil {
+			return monitor.Process{}, err
+		}
+	}
 	files := oci.Files{Log: p.c.log(p.execID), Pid: p.path + ".pid", Console: io.consolePath()}
-	started, err := p.run(ctx, host, files, args(files), io.files)
+	started, err := p.run(ctx, host, files.Log, monitor.SpawnRequest{PidFile: files.Pid, Args: args(files), Files: io.files, Env: env})
 	if err != nil {
 		return monitor.Process{}, err
 	}
@@ -385,13 +391,13 @@ func (p *process) spawn(ctx context.Context, args commandLine) (_ monitor.Proces
 
 // run spawns a runtime with a process's stdio, waits for its end, and returns what
 // it left behind.
-func (p *process) run(ctx context.Context, host isolation.Host, f oci.Files, args []string, stdio []*os.File) (monitor.Process, error) {
-	exit, err := p.execute(ctx, host, f.Log, monitor.SpawnRequest{PidFile: f.Pid, Args: args, Files: stdio})
+func (p *process) run(ctx context.Context, host isolation.Host, logFile string, req monitor.SpawnRequest) (monitor.Process, error) {
+	exit, err := p.execute(ctx, host, logFile, req)
 	switch {
 	case err != nil:
 		return monitor.Process{}, err
 	case exitStatus(exit.Status) != 0:
-		return monitor.Process{}, p.c.Runtime.Explain(verb(p), f.Log, failed(exit))
+		return monitor.Process{}, p.c.Runtime.Explain(verb(p), logFile, failed(exit))
 	case exit.Adopted == nil:
 		return monitor.Process{}, fmt.Errorf("%v: the OCI runtime left no process behind: %w", p, errdefs.ErrUnknown)
 	}
@@ -401,12 +407,13 @@ func (p *process) run(ctx context.Context, host isolation.Host, f oci.Files, arg
 func failed(exit monitor.Exit) error { return fmt.Errorf("exit status %d", exitStatus(exit.Status)) }
 
 // execute runs an OCI runtime, which logs to logFile, through the monitor, so that the
-// daemon's end does not interrupt it, and returns how it ended.
+// daemon's end does not interrupt it, and returns how it ended. What the request has of an
+// environment comes before the daemon's.
 func (p *process) execute(ctx context.Context, host isolation.Host, logFile string, req monitor.SpawnRequest) (exit monitor.Exit, err error) {
 	ctx, done := tracing.Child(ctx, "runtime")
 	defer func() { done(err) }()
 	set := p.c.set
-	req.Tag, req.Dir, req.Env = cmp.Or(req.Tag, p.tag()), p.c.Bundle, environment()
+	req.Tag, req.Dir, req.Env = cmp.Or(req.Tag, p.tag()), p.c.Bundle, append(req.Env, environment()...)
 	end, err := set.expect(req.Tag)
 	if err != nil {
 		return exit, err

@@ -186,7 +186,7 @@ mkdir -p "$image" && echo >"$image/pages-1.img"
 %s
 echo >"$image/inventory.img"
 `
-	imageFiles = 2
+	imageFiles = 3 // and that which says what became of stdio
 	noImage    = "runc checkpoint: exit status 99"
 )
 

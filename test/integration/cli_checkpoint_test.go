@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -20,11 +21,12 @@ import (
 func TestCLICheckpoint(t *testing.T) {
 	criu, works := exec.Command("criu", "check").CombinedOutput() // first, since it leaves a file in /run
 	h := harness.Start(t, daemon.Options{})
-	defer h.Caisson("rm", "-f", "count", "logs")
-	h.Caisson("run", "-d", "--name", "logs", harness.Image, "sleep", "1000")
-	if res := h.TryCaisson("checkpoint", "logs"); res.Code != 1 || !strings.Contains(res.Stderr, "--log-driver none") {
-		t.Errorf("checkpoint of one with a log: %+v", res)
+	defer h.Caisson("rm", "-f", "count", "logs", "tty")
+	h.Caisson("run", "-dt", "--name", "tty", harness.Image, "sleep", "1000")
+	if res := h.TryCaisson("checkpoint", "tty"); res.Code != 1 || !strings.Contains(res.Stderr, "without --tty") {
+		t.Errorf("checkpoint of one with a terminal: %+v", res)
 	}
+	h.Caisson("run", "-d", "--name", "logs", harness.Image, "sh", "-c", "n=0; while :; do n=$((n+1)); echo $n; echo $n >&2; usleep 50000; done")
 	h.Caisson("run", "-d", "--name", "count", "--log-driver", "none", harness.Image, "sh", "-c", "n=0; while :; do n=$((n+1)); echo $n >>/count; usleep 50000; done")
 	if res := h.TryCaisson("logs", "count"); res.Code != 1 || !strings.Contains(res.Stderr, "keeps no log") {
 		t.Errorf("logs of one without: %+v", res)
@@ -85,6 +87,28 @@ func TestCLICheckpoint(t *testing.T) {
 	}
 	if _, err := os.Stat(image); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("the checkpoint stays: %v", err)
+	}
+
+	h.Caisson("checkpoint", "logs")
+	logged := func() []string { return strings.Fields(h.Caisson("logs", "logs")) }
+	before = len(logged())
+	h.Caisson("restore", "logs")
+	if err := daemon.Poll(t.Context(), time.Minute, func() error {
+		if len(logged()) > before+10 {
+			return nil
+		}
+		return errors.New("it writes nothing more")
+	}); err != nil {
+		t.Error(err)
+	}
+	h.Caisson("kill", "logs")
+	h.TryCaisson("wait", "logs")
+	var want []string
+	for _, n := range upTo(len(logged())/2 + 1) {
+		want = append(want, n, n) // to stdout, and to stderr
+	}
+	if got := logged(); !slices.Equal(got, want[:len(got)]) {
+		t.Errorf("the log does not go on where it was: %q", got)
 	}
 }
 

@@ -167,6 +167,7 @@ func TestUserNamespace(t *testing.T) {
 // TestCheckpoint: the processes of a container are written down, end, and go on in
 // a new task.
 func TestCheckpoint(t *testing.T) {
+	t.Cleanup(func() { _ = os.Remove("/run/criu.kdat") }) // what CRIU has found out of the kernel, if it did
 	each(t, func(t *testing.T, s *server) {
 		e := s.engine(nil)
 		task, id := e.run("n=0; trap 'exit $n' TERM; while :; do n=17; sleep 0.05; done")
@@ -187,5 +188,11 @@ func TestCheckpoint(t *testing.T) {
 			t.Skipf("left out: CRIU fails on this host: %v", err)
 		}
 		e.await(id, "exit 137")
+		_, err = task.Delete(e.ctx())
+		must(t, "Delete", err)
+		task, err = e.load(id).Start(e.ctx(), dir, false, discard)
+		must(t, "Start", err)
+		must(t, "Kill", task.Kill(e.ctx(), syscall.SIGTERM))
+		e.await(id, "exit 17")
 	})
 }

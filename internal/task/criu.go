@@ -1,0 +1,193 @@
+package task
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"syscall"
+
+	"github.com/containerd/errdefs"
+
+	"caisson/internal/statefile"
+	"caisson/internal/stdio"
+)
+
+// A container's standard streams are files that it has on none of its mounts: a log, or
+// FIFOs of its client. CRIU leaves out of a checkpoint what it is told of as external, and
+// takes a descriptor in its place when it restores. OCI runtimes see to that for pipes
+// alone, so the rest is said in CRIU's configuration file, which the environment names.
+
+// outside is a standard stream of that kind. None: the zero value.
+type outside struct {
+	Name string      // what CRIU calls it
+	Mode os.FileMode // CRIU takes a file of the same type and permissions only
+}
+
+// outsideFile is where a checkpoint has the streams that it is without, by descriptor.
+const outsideFile = "caisson-stdio.json"
+
+var streamNames = [...]string{stdio.Stdin, stdio.Stdout, stdio.Stderr}
+
+// outsideName is what a name has to look like: a checkpoint may come from anywhere, and
+// CRIU runs programs that its configuration names.
+var outsideName = regexp.MustCompile(`^file\[[0-9a-f]+:[0-9a-f]+\]$`)
+
+// leaveOut returns the environment in which CRIU makes a checkpoint without the streams.
+func (c *container) leaveOut(streams [3]outside) (env []string, err error) {
+	var lines []string
+	for _, s := range streams {
+		if s.Name != "" {
+			lines = append(lines, "external "+s.Name)
+		}
+	}
+	return c.configureCRIU(lines)
+}
+
+// bringBack returns the environment in which CRIU restores the container, with files as
+// the streams that its checkpoint is without. InvalidArgument: they are of another kind.
+func (c *container) bringBack(files []*os.File) (env []string, err error) {
+	streams, err := readOutside(filepath.Join(c.Restore.ImagePath, outsideFile))
+	if err != nil {
+		return nil, err
+	}
+	var lines []string
+	seen := map[string]bool{} // stdout and stderr may be one file, CRIU opens it twice
+	for fd, s := range streams {
+		if s.Name == "" || seen[s.Name] {
+			continue
+		}
+		seen[s.Name] = true
+		mode := os.FileMode(0)
+		if fd < len(files) && files[fd] != nil {
+			info, err := files[fd].Stat()
+			if err != nil {
+				return nil, err
+			}
+			mode = info.Mode()
+		}
+		if mode != s.Mode {
+			return nil, fmt.Errorf("%s was of the kind %v, and would be %v: restore the container with the stdio it had: %w", streamNames[fd], s.Mode, mode, errdefs.ErrInvalidArgument)
+		}
+		lines = append(lines, fmt.Sprintf("inherit-fd fd[%d]:%s", fd, s.Name))
+	}
+	return c.configureCRIU(lines)
+}
+
+// configureCRIU writes a configuration file and returns the environment that names it.
+func (c *container) configureCRIU(lines []string) ([]string, error) {
+	if len(lines) == 0 {
+		return nil, nil
+	}
+	path := c.file("criu.conf")
+	if err := os.WriteFile(path, []byte(strings.Join(lines, "\n")+"\n"), 0o600); err != nil {
+		return nil, err
+	}
+	return []string{"CRIU_CONFIG_FILE=" + path}, nil
+}
+
+// readOutside reads what leaveOut has noted, if anything.
+func readOutside(path string) (streams [3]outside, err error) {
+	info, err := os.Lstat(path)
+	if errors.Is(err, os.ErrNotExist) {
+		return streams, nil
+	}
+	if err == nil && !info.Mode().IsRegular() {
+		err = fmt.Errorf("%s is not a regular file: %w", path, errdefs.ErrDataLoss)
+	}
+	if err == nil {
+		err = statefile.Read(path, &streams)
+	}
+	for _, s := range streams {
+		if err == nil && s.Name != "" && !outsideName.MatchString(s.Name) {
+			err = fmt.Errorf("%s: %q is not the name of a file: %w", path, s.Name, errdefs.ErrDataLoss)
+		}
+	}
+	return streams, err
+}
+
+// outsideStreams looks at the standard streams of a process.
+func outsideStreams(pid int) (streams [3]outside, err error) {
+	mounts, err := mountIDs(pid)
+	if err != nil {
+		return streams, err
+	}
+	for fd := range streams {
+		if streams[fd], err = outsideStream(pid, fd, mounts); err != nil {
+			return streams, fmt.Errorf("%s: %w", streamNames[fd], err)
+		}
+	}
+	return streams, nil
+}
+
+func outsideStream(pid, fd int, mounts map[int]bool) (outside, error) {
+	path := fmt.Sprintf("/proc/%d/fd/%d", pid, fd)
+	info, err := os.Stat(path)
+	if errors.Is(err, os.ErrNotExist) { // closed, or a socket's
+		return outside{}, nil
+	}
+	if err != nil {
+		return outside{}, err
+	}
+	target, err := os.Readlink(path)
+	if err != nil {
+		return outside{}, err
+	}
+	stat, ok := info.Sys().(*syscall.Stat_t)
+	named := filepath.IsAbs(target) // a pipe is none
+	if kind := info.Mode().Type(); !ok || !named || kind != 0 && kind != os.ModeNamedPipe {
+		return outside{}, nil
+	}
+	mount, err := mountID(fmt.Sprintf("/proc/%d/fdinfo/%d", pid, fd))
+	if err != nil || mounts[mount] {
+		return outside{}, err
+	}
+	return outside{Name: fmt.Sprintf("file[%x:%x]", mount, stat.Ino), Mode: info.Mode()}, nil
+}
+
+// mountIDs are those of the mounts that a process has.
+func mountIDs(pid int) (map[int]bool, error) {
+	ids := map[int]bool{}
+	err := eachLine(fmt.Sprintf("/proc/%d/mountinfo", pid), func(line string) error {
+		field, _, _ := strings.Cut(line, " ")
+		id, err := strconv.Atoi(field)
+		ids[id] = true
+		return err
+	})
+	return ids, err
+}
+
+// mountID is that of the mount of an open file, of which fdinfo tells.
+func mountID(fdinfo string) (id int, err error) {
+	found := false
+	err = eachLine(fdinfo, func(line string) (err error) {
+		if value, ok := strings.CutPrefix(line, "mnt_id:"); ok {
+			found = true
+			id, err = strconv.Atoi(strings.TrimSpace(value))
+		}
+		return err
+	})
+	if err == nil && !found {
+		err = fmt.Errorf("%s tells no mount: %w", fdinfo, errdefs.ErrNotImplemented)
+	}
+	return id, err
+}
+
+func eachLine(path string, use func(line string) error) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close() // only read from
+	lines := bufio.NewScanner(f)
+	for lines.Scan() {
+		if err := use(lines.Text()); err != nil {
+			return fmt.Errorf("%s: %w", path, err)
+		}
+	}
+	return lines.Err()
+}
