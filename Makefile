@@ -11,7 +11,7 @@
 # make test-cri CRITEST=path   Kubernetes' conformance suite for the CRI (root)
 # make test-containerd-versions   a smoke test of other versions of containerd (root)
 # make test-kubernetes   a real Kubernetes, with static pods and an API server (root; its first build takes minutes)
-# make docs   docs/reference/ and man pages in build/man, from the commands themselves
+# make docs   docs/reference/ and man pages in build/man, from the commands themselves; docs/configuration.md
 # make install PREFIX=/usr/local DESTDIR=   programs, systemd unit, completions, man pages; and make uninstall
 # make deb, make release   a Debian package; that, an archive, SBOMs and checksums, in dist/
 # make test-release   builds a release twice, in two clones, and compares (slow)
@@ -86,11 +86,11 @@ proto:
 	@script/deps proto
 	@script/proto
 
-# docs/reference is committed; a test says when it is stale. Man pages have the date of
+# docs/reference and docs/configuration.md are committed; a test says when they are stale. Man pages have the date of
 # the commit, so that a build can be repeated.
 docs: monitor
 	@mkdir -p build/man docs/reference
-	SOURCE_DATE_EPOCH="$$(git log -1 --format=%ct 2>/dev/null || echo 0)" CGO_ENABLED=0 $(GO) run ./internal/reference -markdown docs/reference -man build/man
+	SOURCE_DATE_EPOCH="$$(git log -1 --format=%ct 2>/dev/null || echo 0)" CGO_ENABLED=0 $(GO) run ./internal/reference -markdown docs/reference -man build/man -configuration docs/configuration.md
 
 demo: deps
 	@$(MAKE) --no-print-directory build

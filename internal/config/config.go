@@ -17,6 +17,7 @@ import (
 	"fmt"
 	"net"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -49,27 +50,41 @@ const (
 	LogJSON = "json"
 )
 
-var (
-	engines    = []string{string(EngineEmbedded), string(EngineNone)}
-	networks   = []string{NetworkCNI, NetworkHost, NetworkNone}
-	logLevels  = []string{"trace", "debug", "info", "warn", "error", "fatal", "panic"}
-	logFormats = []string{LogText, LogJSON}
-)
+// choices are what the value of a key must be one of, by the keys of which that is so.
+var choices = map[string][]string{
+	"engine":          {string(EngineEmbedded), string(EngineNone)},
+	"log.level":       {"trace", "debug", "info", "warn", "error", "fatal", "panic"},
+	"log.format":      {LogText, LogJSON},
+	"network.default": {NetworkCNI, NetworkHost, NetworkNone},
+}
+
+// Choices are the values that a key can have, by its dotted name; nil if they are not
+// just a few.
+func Choices(key string) []string { return slices.Clone(choices[key]) }
 
 // Config is the daemon's configuration. Default fills every field that has a
-// constant default, Complete the ones that follow from others.
+// constant default, Complete the ones that follow from others. What is said here of
+// the fields is what docs/configuration.md says of the keys: `make docs` puts it there,
+// the first sentence also beside the default.
 type Config struct {
-	Root    string // persistent data, tied to this daemon by a lock
-	State   string // run-time data, on tmpfs
-	Address string // the engine's gRPC socket; empty means <State>/caissond.sock
-	Engine  Engine
+	// Persistent data. The directory gets mode 0700 and is one daemon's at a time.
+	Root string
+	// Run-time data, on tmpfs. The path has at most 79 bytes, so that those of the sockets
+	// below it are not too long; neither of this directory and `root` is in the other.
+	State string
+	// The socket of containerd's API and CRI. Empty is `caissond.sock` in `state`; ttrpc is
+	// beside it, at the same path with `.ttrpc`, and the path has at most 98 bytes.
+	Address string
+	// Where containerd's core runs. `embedded` is in caissond, CRI included; with `none`
+	// caissond is the sandboxer of a stock containerd that runs beside it.
+	Engine Engine
 
-	Log        Log
-	Runtime    Runtime
-	Network    Network
-	Containerd Containerd
-	Pool       Pool
-	Telemetry  Telemetry
+	Log        Log        // The daemon's log, on its standard error
+	Runtime    Runtime    // How containers are run
+	Network    Network    // Sandboxes that are not CRI's; the directories hold for CRI too
+	Containerd Containerd // The containerd beside, with engine none
+	Pool       Pool       // What waits for sandboxes to come
+	Telemetry  Telemetry  // What is told to who watches the daemon
 
 	// Passthrough is containerd's part of the file, by its top-level keys.
 	// Paths in imports have been made absolute. Nil when there is none.
@@ -80,43 +95,57 @@ type Config struct {
 
 // Log says what is logged, and how.
 type Log struct {
-	Level  string
+	// The least severe that is logged. Without it `level` in containerd's `[debug]` holds.
+	Level string
+	// Lines for people, or JSON. Without it `format` in containerd's `[debug]` holds.
 	Format string
 }
 
 // Runtime says how containers are run.
 type Runtime struct {
-	Default       string // OCI runtime: a name looked up in PATH, or an absolute path
-	Root          string // where the OCI runtime keeps its state; empty means <State>/runtime
-	SystemdCgroup bool   // let systemd make the cgroups
-	// CgroupParent holds the cgroups of sandboxes whose client names no parent;
-	// empty means /caisson, or /caisson.slice if systemd makes them.
+	// The OCI runtime. A name is looked up in `PATH`; else it is an absolute path.
+	Default string
+	// Where the OCI runtime keeps its state. Empty is `runtime` in `state`.
+	Root string
+	// Let systemd make the cgroups. The embedded engine tells the kubelet, whose driver has
+	// to be the same.
+	SystemdCgroup bool
+	// The cgroup of sandboxes whose client names no parent. Empty is `/caisson`, or
+	// `/caisson.slice` with `systemd_cgroup`; then it has to end in `.slice`, else it must not.
 	CgroupParent string
 }
 
 // Network says how sandboxes that are not CRI's are connected.
 type Network struct {
+	// CNI's networks. The first file by name is the network, as for every user of CNI.
 	CNIConfDir string
+	// CNI's plugins. The directories are searched in this order.
 	CNIBinDirs []string
-	Default    string // cni, host or none
+	// The network of sandboxes that ask for none. `none` has loopback only.
+	Default string
 }
 
 // Containerd is about the containerd beside caissond, with EngineNone.
 type Containerd struct {
-	Address string // its gRPC socket; events go to <Address>.ttrpc
-	// KeepConnections lets its connections outlive the daemon. It must be off if
-	// nobody starts the daemon again.
+	// Its socket. Events go to the one beside it, at the same path with `.ttrpc`.
+	Address string
+	// Let its connections outlive the daemon. It must be off if nobody starts the daemon
+	// again: containerd would wait for it.
 	KeepConnections bool
 }
 
 // Pool is about what waits for sandboxes that are yet to come.
 type Pool struct {
-	Size int // monitors that wait; 0 is none
+	// Monitors that wait, each at some 10 KiB. A sandbox that finds one starts sooner; at
+	// most 1000, and 0 is none.
+	Size int
 }
 
 // Telemetry is about what is told to who watches the daemon.
 type Telemetry struct {
-	Address string // host:port where metrics and health are served to anybody; empty is nowhere
+	// host:port of metrics and health. They are served to anybody who can connect, such as
+	// at `127.0.0.1:9464`; empty is nowhere but `debug.sock`.
+	Address string
 }
 
 // maxPool is more than any machine can use.
@@ -202,14 +231,14 @@ func (c *Config) settings() []setting {
 		{"root", func() error { return checkPath(c.Root) }},
 		{"state", func() error { return checkPath(c.State) }},
 		{"address", func() error { return checkPath(c.Address) }},
-		{"engine", func() error { return checkChoice(string(c.Engine), engines) }},
-		{"log.level", func() error { return checkChoice(c.Log.Level, logLevels) }},
-		{"log.format", func() error { return checkChoice(c.Log.Format, logFormats) }},
+		{"engine", func() error { return checkChoice(string(c.Engine), choices["engine"]) }},
+		{"log.level", func() error { return checkChoice(c.Log.Level, choices["log.level"]) }},
+		{"log.format", func() error { return checkChoice(c.Log.Format, choices["log.format"]) }},
 		{"runtime.default", func() error { return checkBinary(c.Runtime.Default) }},
 		{"runtime.root", func() error { return checkPath(c.Runtime.Root) }},
 		{"runtime.cgroup_parent", func() error { return checkCgroup(c.Runtime.CgroupParent, c.Runtime.SystemdCgroup) }},
 		{"network.cni_conf_dir", func() error { return checkPath(c.Network.CNIConfDir) }},
-		{"network.default", func() error { return checkChoice(c.Network.Default, networks) }},
+		{"network.default", func() error { return checkChoice(c.Network.Default, choices["network.default"]) }},
 		{"containerd.address", func() error { return checkPath(c.Containerd.Address) }},
 		{"pool.size", func() error { return checkCount(c.Pool.Size, maxPool) }},
 		{"telemetry.address", func() error { return checkTCP(c.Telemetry.Address) }},

@@ -1,6 +1,8 @@
 package config
 
 import (
+	"bytes"
+	"fmt"
 	"maps"
 	"os"
 	"reflect"
@@ -11,7 +13,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-// TestDocumentedKeys: docs/configuration.md shows each key of ours, and no other. That
+// TestDocumentedKeys: docs/configuration.md shows each key of ours, no other, and limits. That
 // the values are the defaults is told by the test that runs a daemon with them.
 func TestDocumentedKeys(t *testing.T) {
 	page, err := os.ReadFile("../../docs/configuration.md")
@@ -21,6 +23,15 @@ func TestDocumentedKeys(t *testing.T) {
 	block := regexp.MustCompile("(?s)```toml\n(.*?)```").FindSubmatch(page)
 	if block == nil {
 		t.Fatal("docs/configuration.md shows no TOML")
+	}
+	for _, limit := range []string{
+		fmt.Sprintf("at most %d bytes, so", maxSocketPath-len(longestInState)), // state
+		fmt.Sprintf("at most %d bytes.", maxEnginePath-len(".ttrpc")),          // address
+		fmt.Sprintf("at most %d, and 0", maxPool),
+	} {
+		if !bytes.Contains(page, []byte(limit)) {
+			t.Errorf("the page does not say %q", limit)
+		}
 	}
 	var all file
 	fill(reflect.ValueOf(&all).Elem())

@@ -69,6 +69,10 @@ the sandboxes running; the next start takes them over.`,
 	return cmd
 }
 
+// KeyAnnotation is what a flag has that goes over a key of the configuration file: its
+// dotted name.
+const KeyAnnotation = "caisson_key"
+
 // flags go over what the configuration file says.
 type flags struct {
 	file, root, state, address, engine, containerd, logLevel, logFormat string
@@ -87,6 +91,13 @@ func (f *flags) add(cmd *cobra.Command) {
 	set.BoolVar(&f.keepConnections, "keep-connections", d.Containerd.KeepConnections, "with --engine none, let containerd's connections outlive the daemon")
 	set.StringVarP(&f.logLevel, "log-level", "l", "", "trace, debug, info, warn, error, fatal or panic (default "+d.Log.Level+")")
 	set.StringVar(&f.logFormat, "log-format", "", "text or json (default "+d.Log.Format+")")
+	for name, key := range map[string]string{
+		"root": "root", "state": "state", "address": "address", "engine": "engine",
+		"containerd-address": "containerd.address", "keep-connections": "containerd.keep_connections",
+		"log-level": "log.level", "log-format": "log.format",
+	} {
+		set.Lookup(name).Annotations = map[string][]string{KeyAnnotation: {key}}
+	}
 }
 
 // config is the file's configuration with the flags over it, completed.

@@ -1,5 +1,6 @@
 // Command reference writes the reference of caisson and caissond from the commands
-// themselves: Markdown, which is committed, and man pages. `make docs` runs it, and its
+// themselves: Markdown, which is committed, and man pages; and the page on caissond's
+// configuration from its source. `make docs` runs it in the module's directory, and its
 // test fails when what is committed is stale.
 package main
 
@@ -26,11 +27,24 @@ func programs() map[string]*cobra.Command {
 func main() {
 	markdown := flag.String("markdown", "", "directory of the Markdown pages; others of theirs go")
 	man := flag.String("man", "", "directory of the man pages")
+	page := flag.String("configuration", "", "the page on the configuration")
 	flag.Parse()
-	if err := run(*markdown, *man); err != nil {
+	err := run(*markdown, *man)
+	if err == nil && *page != "" {
+		err = writeConfiguration(*page)
+	}
+	if err != nil {
 		fmt.Fprintf(os.Stderr, "reference: %v\n", err)
 		os.Exit(1)
 	}
+}
+
+func writeConfiguration(path string) error {
+	text, err := configuration("internal/config")
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(path, text, 0o644)
 }
 
 func run(markdown, man string) error {

@@ -10,6 +10,9 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"caisson/internal/daemon"
 )
 
 func read(t *testing.T, dir string) map[string]string {
@@ -42,6 +45,47 @@ func TestReferenceIsCurrent(t *testing.T) {
 	if diff := cmp.Diff(want, read(t, "../../docs/reference")); diff != "" {
 		t.Errorf("docs/reference is stale: run `make docs` and commit it\n%s", diff)
 	}
+}
+
+// TestConfigurationIsCurrent: docs/configuration.md is what the configuration's source says.
+func TestConfigurationIsCurrent(t *testing.T) {
+	fresh, err := configuration("../config")
+	if err != nil {
+		t.Fatal(err)
+	}
+	committed, err := os.ReadFile("../../docs/configuration.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(string(fresh), string(committed)); diff != "" {
+		t.Errorf("docs/configuration.md is stale: run `make docs` and commit it\n%s", diff)
+	}
+}
+
+// TestEachKeyIsDescribed: no key is without a word on it, and each flag of the daemon is
+// beside its key.
+func TestEachKeyIsDescribed(t *testing.T) {
+	tables, err := keys("../config")
+	if err != nil {
+		t.Fatal(err)
+	}
+	flags := map[string]bool{"--config": true, "--help": true, "--version": true} // these have none
+	for _, table := range tables {
+		if table.Text == "" && table.Name != "" {
+			t.Errorf("[%s] is not described", table.Name)
+		}
+		for _, key := range table.Keys {
+			if key.Text == "" {
+				t.Errorf("%s of [%s] is not described", key.Name, table.Name)
+			}
+			flags[key.Flag] = true
+		}
+	}
+	daemon.Command().Flags().VisitAll(func(f *pflag.Flag) {
+		if !flags["--"+f.Name] {
+			t.Errorf("--%s belongs to no key", f.Name)
+		}
+	})
 }
 
 // TestEveryCommandIsDescribed: a command that does something has an example.
