@@ -15,6 +15,7 @@
 # make install PREFIX=/usr/local DESTDIR=   programs, systemd unit, completions, man pages; and make uninstall
 # make deb, make release   a Debian package; that, an archive, SBOMs and checksums, in dist/
 # make test-release   builds a release twice, in two clones, and compares (slow)
+# make test-contributing   follows CONTRIBUTING.md in a fresh clone (root; slow)
 # The rest: deps lint proto test-vm test-vm-cri clean.
 
 SHELL := /bin/bash
@@ -36,7 +37,7 @@ GOBUILD := CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -ldflags '$(LDFLA
 
 SHIM    := bin/containerd-shim-caisson-v2
 
-.PHONY: build deps monitor shim daemon cli ctr earlier test lint proto demo faults caissond-faults test-libcontainerd soak test-load fuzz test-cri test-containerd-versions test-kubernetes test-vm test-vm-cri clean chaos bench bench-report docs registry install uninstall deb release test-release
+.PHONY: build deps monitor shim daemon cli ctr earlier test lint proto demo faults caissond-faults test-libcontainerd soak test-load fuzz test-cri test-containerd-versions test-kubernetes test-vm test-vm-cri clean chaos bench bench-report docs registry install uninstall deb release test-release test-contributing
 
 build: daemon cli shim
 
@@ -227,6 +228,9 @@ release: deps build
 
 test-release: deps
 	@script/test-release
+
+test-contributing:
+	@script/test-contributing
 
 clean:
 	rm -rf bin build dist

@@ -54,7 +54,7 @@ func shellBlocks(t *testing.T, page string) []shellBlock {
 	return found
 }
 
-// pages are the README, and those of docs/, by their paths from there.
+// pages are the README, CONTRIBUTING, and those of docs/, by their paths from there.
 func pages(t *testing.T) []string {
 	t.Helper()
 	found, err := filepath.Glob("../../../docs/*.md")
@@ -64,11 +64,10 @@ func pages(t *testing.T) []string {
 	for i := range found {
 		found[i] = filepath.Base(found[i])
 	}
-	return append([]string{"../README.md"}, found...)
+	return append([]string{"../README.md", "../CONTRIBUTING.md"}, found...)
 }
 
-// TestShellBlocks runs the blocks of shell of the README and of docs/, those of a page
-// in order in one session of bash, as root, with the usual directories and sockets, a
+// TestShellBlocks runs the blocks of shell of these pages, those of a page in order in one session of bash, as root, with the usual directories and sockets, a
 // network for --net cni, and image.tar in the working directory. A caissond runs unless
 // the page starts its own.
 func TestShellBlocks(t *testing.T) {
