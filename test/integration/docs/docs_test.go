@@ -6,6 +6,7 @@ package docs
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"os"
 	"os/exec"
@@ -18,6 +19,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 
@@ -30,8 +32,14 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	apart.Main(m, func(context.Context) (func(context.Context, bool) error, error) { return nil, ownDirectories() })
+	apart.Main(m, func(ctx context.Context) (func(context.Context, bool) error, error) {
+		interrupted = ctx
+		return nil, ownDirectories()
+	}, apart.Processes)
 }
+
+// interrupted is done when no test may start anything more.
+var interrupted = context.Background()
 
 // ownDirectories gives this mount namespace its own of what the servers write to.
 func ownDirectories() error {
@@ -221,6 +229,9 @@ func newNode(t *testing.T) *node {
 	if os.Getuid() != 0 {
 		t.Skip("needs root")
 	}
+	if err := interrupted.Err(); err != nil {
+		t.Fatalf("interrupted: %v", err)
+	}
 	dir, err := os.MkdirTemp("/tmp", leak.TokenPrefix)
 	if err != nil {
 		t.Fatal(err)
@@ -233,6 +244,10 @@ func newNode(t *testing.T) *node {
 	t.Cleanup(func() {
 		if err := os.RemoveAll(dir); err != nil {
 			t.Error(err)
+		}
+		if t.Failed() {
+			clear(t, before, token)
+			return
 		}
 		// runc leaves the cgroup of the namespace.
 		for _, pattern := range []string{"/sys/fs/cgroup/", "/sys/fs/cgroup/*/"} {
@@ -256,13 +271,13 @@ func newNode(t *testing.T) *node {
 		if err != nil {
 			t.Error(err)
 		}
-		if t.Failed() {
-			_ = before.Clean(token) // a daemon that a shim binary has started, for one
-		}
-		for _, dir := range []string{"s", "netns", "runtime"} {
-			if left, err := leak.Left(filepath.Join("/run/caisson", dir)); err != nil || len(left) > 0 {
+		for _, dir := range runDirs {
+			if left, err := leak.Left(dir); err != nil || len(left) > 0 {
 				t.Errorf("left behind: %q, %v", left, err)
 			}
+		}
+		if t.Failed() {
+			clear(t, before, token)
 		}
 	})
 	if err := image.WriteFile(filepath.Join(dir, "image.tar"), image.Options{}); err != nil {
@@ -274,6 +289,40 @@ func newNode(t *testing.T) *node {
 	}
 	path := bin + ":" + filepath.Join(filepath.Dir(bin), "build") + ":" + os.Getenv("PATH")
 	return &node{t: t, dir: dir, env: append(os.Environ(), "PATH="+path, "CONTAINERD_NAMESPACE="+token)}
+}
+
+// runDirs are those of caissond that have nothing when no sandbox runs.
+var runDirs = []string{"/run/caisson/s", "/run/caisson/netns", "/run/caisson/runtime"}
+
+// clear ends and removes what a test that failed has left. Monitors outlive their daemon,
+// and nothing but their namespace tells them from those of others.
+func clear(t *testing.T, before *leak.Snapshot, token string) {
+	t.Helper()
+	if err := apart.KillOthers(); err != nil {
+		t.Fatal(err)
+	}
+	// They end, and let go of what they have, a moment later.
+	if err := daemon.Poll(context.Background(), time.Minute, func() error {
+		_ = before.Clean(token) // New tells what could not be removed
+		left, err := before.New(token)
+		left = slices.DeleteFunc(left, func(line string) bool { return strings.HasPrefix(line, "file ") })
+		if len(left) > 0 {
+			err = errors.Join(err, fmt.Errorf("left behind: %q", left))
+		}
+		return err
+	}); err != nil {
+		t.Error(err)
+	}
+	mounts, err := mountinfo.GetMounts(mountinfo.PrefixFilter("/run/caisson"))
+	for _, m := range slices.Backward(mounts) {
+		err = errors.Join(err, unix.Unmount(m.Mountpoint, unix.MNT_DETACH))
+	}
+	for _, dir := range runDirs {
+		err = errors.Join(err, os.RemoveAll(dir))
+	}
+	if err != nil {
+		t.Error(err)
+	}
 }
 
 func (n *node) write(path, text string) {
@@ -288,6 +337,10 @@ func (n *node) write(path, text string) {
 }
 
 func (n *node) command(line string) *exec.Cmd {
+	n.t.Helper()
+	if err := interrupted.Err(); err != nil {
+		n.t.Fatalf("interrupted: %v", err)
+	}
 	cmd := exec.CommandContext(harness.Context(n.t, time.Minute), "bash", "-c", line)
 	cmd.Dir, cmd.Env = n.dir, n.env
 	return cmd

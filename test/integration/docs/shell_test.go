@@ -97,15 +97,15 @@ const docsNetwork = `{"cniVersion": "1.0.0", "name": "docs", "plugins": [{
 `
 
 // session runs the blocks that its arguments name. What they started in the background
-// ends with it. A daemon that a block has started is waited for, as a reader would; one
-// that is slow to start must not get a second one beside it.
+// ends with it. A daemon that a block has started is waited for, as a reader would, and no
+// other is started meanwhile.
 const session = `trap 'kill $(jobs -p) && wait' EXIT
 for block; do
 	if [[ -e $block.prints ]]; then set +e; else set -e; fi
 	. "$block" >"$block.out" 2>&1
 	set +e
 	if grep -q '^caissond.*&$' "$block"; then
-		for ((i = 0; i < 600; i++)); do caisson --start-daemon=false info >/dev/null 2>&1 && break; sleep 0.05; done
+		for ((i = 0; i < 600; i++)); do caisson info --start-daemon=false >/dev/null 2>&1 && break; sleep 0.05; done
 	fi
 	touch "$block.done"
 done
