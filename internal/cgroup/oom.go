@@ -66,13 +66,12 @@ func (g *Group) oomCounts() (counts map[string]uint64, stalled bool, err error) 
 	return counts, stalled, err
 }
 
-// WatchOOM announces on the channel that the kernel has killed processes of
-// the group for want of memory, beginning with those after the call; kills
-// that come faster than they are received are announced once. One goroutine
-// runs until ctx or the group ends, and closes the channel.
-func (g *Group) WatchOOM(ctx context.Context) (<-chan struct{}, error) {
-	w := &oomWatch{group: g, kills: make(chan struct{}, 1)}
-	var err error
+// WatchOOM calls killed when the kernel has killed processes of the group for want of
+// memory, beginning with those after the call; kills that come faster than killed
+// returns are announced once. One goroutine runs until ctx or the group ends, which
+// closes done.
+func (g *Group) WatchOOM(ctx context.Context, killed func()) (done <-chan struct{}, err error) {
+	w := &oomWatch{group: g, killed: killed}
 	if g.host.mode == Unified {
 		err = w.openV2()
 	} else {
@@ -90,19 +89,20 @@ func (g *Group) WatchOOM(ctx context.Context) (<-chan struct{}, error) {
 	}
 	// Closing the file ends a read that is under way.
 	stop := context.AfterFunc(ctx, func() { w.file.Close() })
+	ended := make(chan struct{})
 	go func() {
-		defer close(w.kills)
+		defer close(ended)
 		defer w.file.Close() // again after a cancelled ctx, which does no harm
 		defer stop()
 		w.run(ctx)
 	}()
-	return w.kills, nil
+	return ended, nil
 }
 
 // oomWatch is owned by its goroutine.
 type oomWatch struct {
 	group  *Group
-	kills  chan struct{}
+	killed func()
 	file   *os.File // eventfd on v1, inotify on v2
 	counts map[string]uint64
 }
@@ -151,13 +151,18 @@ func (w *oomWatch) openV2() error {
 	return nil
 }
 
+// eventSize holds one announcement: a number on v1, on v2 an event of a file that is
+// watched by itself, which has no name. There are as many watches as containers, and
+// the buffer is on the stack of each.
+const eventSize = max(8, unix.SizeofInotifyEvent)
+
 func (w *oomWatch) run(ctx context.Context) {
-	buf := make([]byte, 4096)
+	var buf [eventSize]byte
 	for {
 		if err := w.file.SetReadDeadline(w.nextLook()); err != nil {
 			return
 		}
-		_, err := w.file.Read(buf)
+		_, err := w.file.Read(buf[:])
 		if err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
 			return // closed, because ctx is done
 		}
@@ -196,10 +201,7 @@ func (w *oomWatch) look(ctx context.Context, announced bool) bool {
 		}
 		w.counts = counts
 		if grown {
-			select {
-			case w.kills <- struct{}{}:
-			default: // the last one was not received yet
-			}
+			w.killed()
 			return true
 		}
 		if w.group.host.mode == Unified || !announced || time.Now().After(until) {

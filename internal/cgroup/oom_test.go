@@ -9,6 +9,25 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 )
 
+// watchOOM returns a channel of what the watch tells, which is closed when it ends.
+func watchOOM(ctx context.Context, g *Group) (<-chan struct{}, error) {
+	told := make(chan struct{}, 1)
+	done, err := g.WatchOOM(ctx, func() {
+		select {
+		case told <- struct{}{}:
+		default: // the last one was not received yet
+		}
+	})
+	if err != nil {
+		return nil, err
+	}
+	go func() {
+		<-done
+		close(told)
+	}()
+	return told, nil
+}
+
 func TestWatchOOM(t *testing.T) {
 	needs(t, "memory")
 	g := newGroup(t, &specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: ptr(int64(48 << 20)), Swap: ptr(int64(48 << 20))}})
@@ -18,11 +37,11 @@ func TestWatchOOM(t *testing.T) {
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
-	killed, err := hungry.WatchOOM(ctx)
+	killed, err := watchOOM(ctx, hungry)
 	if err != nil {
 		t.Fatal(err)
 	}
-	notMine, err := sibling.WatchOOM(ctx)
+	notMine, err := watchOOM(ctx, sibling)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -54,7 +73,7 @@ func TestWatchOOM(t *testing.T) {
 	if within(t, notMine, "end of the watch after cancel") {
 		t.Error("the sibling was told of an OOM kill that was not its own")
 	}
-	if _, err := hungry.WatchOOM(t.Context()); !errdefs.IsNotFound(err) {
+	if _, err := watchOOM(t.Context(), hungry); !errdefs.IsNotFound(err) {
 		t.Errorf("watch a group that is gone: %v", err)
 	}
 }
@@ -69,7 +88,7 @@ func TestWatchOOMOfParent(t *testing.T) {
 	var told [3]<-chan struct{}
 	for i, w := range []*Group{g, hungry, sibling} {
 		var err error
-		if told[i], err = w.WatchOOM(ctx); err != nil {
+		if told[i], err = watchOOM(ctx, w); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -65,8 +65,7 @@ type container struct {
 	paused   bool
 	released bool // nothing runs in the background any more
 	group    *cgroup.Group
-	unwatch  context.CancelFunc // stops the watch for out-of-memory kills
-	watching sync.WaitGroup
+	unwatch  func() // ends the watch for out-of-memory kills; nil without one
 }
 
 func newContainer(s *Set, rec containerRecord) *container {
@@ -123,36 +122,35 @@ func (c *container) cgroup() (*cgroup.Group, error) {
 
 // watch opens the container's cgroup and starts to report out-of-memory kills.
 // Failing that, the container runs all the same, unobserved, and the log says so.
-func (c *container) watch(ctx context.Context, group *cgroup.Group) {
-	wctx, cancel := context.WithCancel(c.context())
-	ooms, err := group.WatchOOM(wctx)
+func (c *container) watch(group *cgroup.Group) {
+	wctx, cancel := context.WithCancel(context.Background())
+	done, err := group.WatchOOM(wctx, func() { c.tellOOM(group) })
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.group, c.unwatch = group, cancel
+	c.group = group
 	if err != nil {
+		cancel()
 		log.G(c.context()).WithError(err).Warn("out-of-memory kills of this container will only be reported when it ends")
 		return
 	}
+	c.unwatch = func() {
+		cancel()
+		<-done
+	}
 	if c.released {
 		cancel()
-		return
 	}
-	c.watching.Go(func() {
-		for range ooms {
-			c.tellOOM(wctx, group)
-		}
-	})
 }
 
 // tellOOM publishes out-of-memory kills that were not published yet.
-func (c *container) tellOOM(ctx context.Context, group *cgroup.Group) {
+func (c *container) tellOOM(group *cgroup.Group) {
 	rec := c.init.snapshot()
 	n, err := group.OOMKills()
 	if err != nil || n <= rec.OOMKills {
 		return // The group is gone, or the kills were not this container's.
 	}
 	key := fmt.Sprintf("%s/%d", c.init.key("oom", rec.Serial), n)
-	if err := c.set.tell(ctx, key, &events.TaskOOM{ContainerID: c.ID}); err != nil {
+	if err := c.set.tell(c.context(), key, &events.TaskOOM{ContainerID: c.ID}); err != nil {
 		log.G(c.context()).WithError(err).Error("publish out-of-memory kill")
 	}
 }
@@ -166,7 +164,6 @@ func (c *container) release() {
 	if unwatch != nil {
 		unwatch()
 	}
-	c.watching.Wait()
 	for _, p := range append(c.allExecs(), c.init) {
 		p.unwatchStdin()
 		p.giveUpIO()
@@ -196,10 +193,9 @@ func (c *container) initEnded(ctx context.Context) {
 	}
 	if unwatch != nil {
 		unwatch()
-		c.watching.Wait()
 	}
 	if group != nil {
-		c.tellOOM(ctx, group) // who learns of the exit wants to know its reason
+		c.tellOOM(group) // who learns of the exit wants to know its reason
 	}
 }
 

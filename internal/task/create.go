@@ -334,7 +334,7 @@ func (c *container) launch(ctx context.Context, p *process, to State, args comma
 	if err != nil {
 		return errors.Join(err, p.dropStdio(context.WithoutCancel(ctx)))
 	}
-	c.watch(ctx, group)
+	c.watch(group)
 	return nil
 }
 

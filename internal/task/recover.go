@@ -381,7 +381,7 @@ func (c *container) openCgroup(ctx context.Context) {
 		return
 	}
 	c.settleTurn(ctx, group)
-	c.watch(ctx, group)
+	c.watch(group)
 }
 
 // resume goes on with a process: its terminal is copied again, and one that the
