@@ -34,8 +34,6 @@ type checkpoint struct {
 	Done        bool      // the image is whole
 	At          time.Time // tells it from others
 	Request     string    `json:",omitempty"`
-	// Streams are those that the image is without.
-	Streams [3]outside
 }
 
 // checkpointTag ends the name of its OCI runtime in the monitor. How that ended is
@@ -119,9 +117,6 @@ func (p *process) checkpoint(ctx context.Context, path string, opts *options.Che
 	if err := ck.look(); err != nil {
 		return err
 	}
-	if ck.Streams, err = outsideStreams(p.snapshot().Pid); err != nil {
-		return err
-	}
 	if err := os.MkdirAll(work, 0o700); err != nil {
 		return err
 	}
@@ -131,7 +126,7 @@ func (p *process) checkpoint(ctx context.Context, path string, opts *options.Che
 	}
 	logFile := c.file("checkpoint.log")
 	var exit monitor.Exit
-	env, err := c.leaveOut(ck.Streams)
+	env, err := p.leaveOut(ck.Image)
 	if err == nil {
 		err = fault.Fail("runtime:checkpoint", unix.EAGAIN, unix.ENOMEM, unix.EMFILE)
 	}
@@ -188,7 +183,7 @@ func (c *container) settleCheckpoint(ctx context.Context, ck checkpoint, whole b
 		}
 		return removeFiles(c.checkpointFile())
 	}
-	if err := statefile.Write(filepath.Join(ck.Image, outsideFile), ck.Streams); err != nil {
+	if err := keepOutside(ck.Image); err != nil {
 		return err
 	}
 	err := c.set.tell(ctx, c.init.key("checkpoint", uint64(ck.At.UnixNano())), &events.TaskCheckpointed{ContainerID: c.ID, Checkpoint: ck.Path})
@@ -206,7 +201,7 @@ func (ck *checkpoint) remove() error {
 		return os.RemoveAll(ck.Image)
 	}
 	if !ck.Empty {
-		return nil
+		return dropOutside(ck.Image)
 	}
 	entries, err := os.ReadDir(ck.Image)
 	if errors.Is(err, os.ErrNotExist) {

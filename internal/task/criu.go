@@ -37,15 +37,42 @@ var streamNames = [...]string{stdio.Stdin, stdio.Stdout, stdio.Stderr}
 // CRIU runs programs that its configuration names.
 var outsideName = regexp.MustCompile(`^file\[[0-9a-f]+:[0-9a-f]+\]$`)
 
-// leaveOut returns the environment in which CRIU makes a checkpoint without the streams.
-func (c *container) leaveOut(streams [3]outside) (env []string, err error) {
+// nextOutside is outsideFile until the checkpoint is whole: the directory may have
+// another one in it, of before.
+const nextOutside = outsideFile + ".next"
+
+// keepOutside makes the note of leaveOut that of the checkpoint. It may be repeated.
+func keepOutside(image string) error {
+	err := os.Rename(filepath.Join(image, nextOutside), filepath.Join(image, outsideFile))
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	return err
+}
+
+// dropOutside removes the note. It may be repeated.
+func dropOutside(image string) error { return removeFiles(filepath.Join(image, nextOutside)) }
+
+// leaveOut notes in image which streams a checkpoint of the process will be without, and
+// returns the environment in which CRIU makes one.
+func (p *process) leaveOut(image string) (env []string, err error) {
+	streams, err := outsideStreams(p.snapshot().Pid)
+	if err != nil {
+		return nil, err
+	}
+	if err := os.MkdirAll(image, 0o700); err != nil {
+		return nil, err
+	}
+	if err := statefile.Write(filepath.Join(image, nextOutside), streams); err != nil {
+		return nil, err
+	}
 	var lines []string
 	for _, s := range streams {
 		if s.Name != "" {
 			lines = append(lines, "external "+s.Name)
 		}
 	}
-	return c.configureCRIU(lines)
+	return p.c.configureCRIU(lines)
 }
 
 // bringBack returns the environment in which CRIU restores the container, with files as

@@ -206,13 +206,18 @@ func TestLeaveOut(t *testing.T) {
 	defer cmd.Wait() // it was killed
 	defer cmd.Process.Kill()
 	p := newTestProcess(t, newTestSet(t), "c", "", Running)
-	streams, err := outsideStreams(cmd.Process.Pid)
-	if err != nil || streams[0].Name == "" {
-		t.Fatalf("%+v, %v", streams, err)
+	p.rec.Pid = cmd.Process.Pid
+	image := filepath.Join(t.TempDir(), "image")
+	env, err := p.leaveOut(image)
+	for range 2 {
+		err = errors.Join(err, keepOutside(image))
 	}
-	env, err := p.c.leaveOut([3]outside{0: streams[0]})
 	if err != nil {
 		t.Fatal(err)
+	}
+	streams, err := readOutside(filepath.Join(image, outsideFile))
+	if err != nil || streams[0].Name == "" {
+		t.Fatalf("%+v, %v", streams, err)
 	}
 	if diff := cmp.Diff([]string{fmt.Sprint("external ", streams[0].Name)}, configuration(t, env)); diff != "" {
 		t.Errorf("configuration (-want +got):\n%s", diff)
