@@ -141,5 +141,5 @@ func (c *client) fetch(ctx context.Context, name string, store *transferimage.St
 	case errdefs.IsNotFound(err) && ctx.Err() == nil:
 		return advise(err, "image %q is not in its registry, or there only for other platforms: %s; check the name, choose with --platform, or import an archive with `caisson image import`", name, clean(err.Error()))
 	}
-	return registryError(ctx, err, name, "pulled")
+	return f.registry.explain(ctx, err, name, "pulled")
 }

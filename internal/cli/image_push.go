@@ -80,7 +80,7 @@ func (c *client) push(ctx context.Context, ref, name string, f transferFlags) (d
 		return c.transfer(ctx, transferimage.NewStore(source), t.registry, t.display)
 	})
 	if err != nil {
-		return "", registryError(ctx, err, name, "pushed")
+		return "", f.registry.explain(ctx, err, name, "pushed")
 	}
 	return target.Digest, nil
 }

@@ -3,6 +3,7 @@ package cli
 import (
 	"bufio"
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -23,7 +24,8 @@ const defaultRegistry = "docker.io"
 
 func (a *app) loginCommand() *cobra.Command {
 	var username string
-	var fromStdin, plainHTTP bool
+	var fromStdin bool
+	var registry registryFlags
 	cmd := &cobra.Command{
 		Use:   "login [REGISTRY]",
 		Short: "Log in to a registry",
@@ -42,13 +44,13 @@ func (a *app) loginCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return a.login(ctx, reg, cred, plainHTTP)
+			return a.login(ctx, reg, cred, registry)
 		},
 	}
 	flags := cmd.Flags()
 	flags.StringVarP(&username, "username", "u", "", "name of the user")
 	flags.BoolVar(&fromStdin, "password-stdin", false, "read the password, or token, from standard input")
-	flags.BoolVar(&plainHTTP, "plain-http", false, "without TLS; a registry on loopback needs no flag for that")
+	registry.add(a, cmd)
 	return cmd
 }
 
@@ -86,19 +88,23 @@ func loginRegistry(args []string) (*remote.Registry, error) {
 
 // login asks the registry, and then keeps the credentials. On loopback, HTTP will do
 // where there is no TLS.
-func (a *app) login(ctx context.Context, reg *remote.Registry, cred auth.Credential, plainHTTP bool) error {
+func (a *app) login(ctx context.Context, reg *remote.Registry, cred auth.Credential, f registryFlags) error {
 	store, err := a.credentialStore()
 	if err != nil {
 		return err
 	}
 	name := reg.Reference.Registry
-	reg.PlainHTTP = plainHTTP
+	client, err := f.client(ctx, name, reg.Reference.Host())
+	if err != nil {
+		return err
+	}
+	reg.PlainHTTP, reg.Client = f.plainHTTP, &auth.Client{Client: client}
 	err = credentials.Login(ctx, store, reg, cred)
 	if errors.Is(err, http.ErrSchemeMismatch) && docker.IsLocalhost(name) {
 		reg.PlainHTTP = true
 		err = credentials.Login(ctx, store, reg, cred)
 	}
-	refused := (*errcode.ErrorResponse)(nil)
+	refused, unknown := (*errcode.ErrorResponse)(nil), (*tls.CertificateVerificationError)(nil)
 	switch {
 	case err == nil:
 		_, err = fmt.Fprintf(a.sys.Stdout, "logged in to %s\n", name)
@@ -107,6 +113,8 @@ func (a *app) login(ctx context.Context, reg *remote.Registry, cred auth.Credent
 		return ctx.Err()
 	case errors.Is(err, http.ErrSchemeMismatch):
 		return advise(errdefs.ErrFailedPrecondition, "%s has no TLS: if that is meant, add --plain-http", name)
+	case errors.As(err, &unknown):
+		return advise(err, "no login to %s: %v; %s", name, unknown, f.trust(name))
 	case errors.As(err, &refused) && refused.StatusCode == http.StatusUnauthorized:
 		return advise(errdefs.ErrUnauthenticated, "%s does not take this name and password: check both, some registries want a token as password", name)
 	}

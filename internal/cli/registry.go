@@ -2,10 +2,16 @@ package cli
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
+	"fmt"
+	"net/http"
 	"path/filepath"
 	"slices"
+	"strings"
 
+	"github.com/containerd/containerd/v2/core/remotes/docker"
+	"github.com/containerd/containerd/v2/core/remotes/docker/config"
 	"github.com/containerd/containerd/v2/core/transfer/registry"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/platforms"
@@ -45,6 +51,33 @@ func (f *registryFlags) open(ctx context.Context, name string, creds registry.Cr
 	return registry.NewOCIRegistry(ctx, name, opts...)
 }
 
+// client is one for a registry itself, at host, which checks its certificate as the daemon
+// does: as hosts.toml says, and without one not at all on loopback.
+func (f *registryFlags) client(ctx context.Context, name, host string) (*http.Client, error) {
+	opts := config.HostOptions{DefaultScheme: "https", HostDir: func(string) (string, error) { return "", errdefs.ErrNotFound }}
+	if f.hostsDir != "" {
+		opts.HostDir = config.HostDirFromRoot(f.hostsDir)
+	}
+	if _, err := opts.HostDir(name); errdefs.IsNotFound(err) && docker.IsLocalhost(name) {
+		opts.DefaultTLS = &tls.Config{InsecureSkipVerify: true}
+	}
+	hosts, err := config.ConfigureHosts(ctx, opts)(name)
+	if err != nil {
+		return nil, fmt.Errorf("registry %s: hosts.toml in %s: %w", name, f.hostsDir, err)
+	}
+	for _, h := range hosts {
+		if h.Host == host {
+			return h.Client, nil
+		}
+	}
+	return http.DefaultClient, nil
+}
+
+// trust is what to do about a certificate that nobody vouches for.
+func (f *registryFlags) trust(host string) string {
+	return fmt.Sprintf("if it is the right one, name it as ca, or write skip_verify = true, in %s", filepath.Join(f.hostsDir, host, "hosts.toml"))
+}
+
 // transferFlags say what of an image is pulled or pushed, and how.
 type transferFlags struct {
 	registry registryFlags
@@ -59,8 +92,8 @@ func (f *transferFlags) add(a *app, cmd *cobra.Command, otherwise, quiet string)
 	cmd.Flags().BoolVarP(&f.quiet, "quiet", "q", false, "show only "+quiet)
 }
 
-// registryError is why an image could not be pulled or pushed, and what may help.
-func registryError(ctx context.Context, err error, name, done string) error {
+// explain says why an image could not be pulled or pushed, and what may help.
+func (f *registryFlags) explain(ctx context.Context, err error, name, done string) error {
 	switch {
 	case ctx.Err() != nil:
 		return ctx.Err()
@@ -70,6 +103,9 @@ func registryError(ctx context.Context, err error, name, done string) error {
 	host := "HOST"
 	if named, err := reference.ParseNormalizedNamed(name); err == nil {
 		host = reference.Domain(named)
+	}
+	if strings.Contains(err.Error(), "x509: ") { // of the daemon's errors, only the text is here
+		return advise(err, "image %q cannot be %s: %s; %s", name, done, clean(err.Error()), f.trust(host))
 	}
 	return advise(err, "image %q cannot be %s: %s; check the name, the network and the credentials (`caisson login %s`), add --plain-http if the registry has no TLS", name, done, clean(err.Error()), host)
 }

@@ -1,7 +1,11 @@
 package integration
 
 import (
+	"encoding/pem"
 	"fmt"
+	"net/http/httptest"
+	"net/http/httputil"
+	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
@@ -73,7 +77,7 @@ func tomlOfImages(t *testing.T) []string {
 		block, _, _ := strings.Cut(after, "```\n")
 		found = append(found, block)
 	}
-	if len(found) != 2 {
+	if len(found) != 3 {
 		t.Fatalf("docs/images.md has %d examples in TOML", len(found))
 	}
 	return found
@@ -165,6 +169,52 @@ func mustWrite(t *testing.T, path string, mode os.FileMode, text string) {
 	}
 	if err != nil {
 		t.Fatal(err)
+	}
+}
+
+// TestRegistryCertificates logs in, pushes and pulls with a certificate that no CA has
+// signed: any will do on loopback, unless a hosts.toml is about the registry.
+func TestRegistryCertificates(t *testing.T) {
+	h := harness.New(t, daemon.Options{})
+	h.StartDaemon()
+	r := startRegistry(t, h, distribution.Basic)
+	server := httptest.NewTLSServer(&httputil.ReverseProxy{Rewrite: func(req *httputil.ProxyRequest) {
+		req.SetURL(&url.URL{Scheme: "http", Host: r.Host})
+		req.SetXForwarded()
+	}})
+	t.Cleanup(server.Close)
+	address := server.Listener.Addr().String()
+	name := address + "/team/demo:1"
+	importAs(t, h, name, nil)
+	if res := login(t, h, address, distribution.Password); res.Code != 0 {
+		t.Errorf("login on loopback: %+v", res)
+	}
+	h.Caisson("logout", address)
+
+	hosts, ca := t.TempDir(), filepath.Join(t.TempDir(), "ca.pem")
+	mustWrite(t, ca, 0o600, string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: server.Certificate().Raw})))
+	file := filepath.Join(hosts, address, "hosts.toml")
+	with := func(text string, args ...string) harness.Result {
+		mustWrite(t, file, 0o600, text)
+		return h.TryInput(strings.NewReader(distribution.Password+"\n"), "caisson", append(args, "--hosts-dir", hosts)...)
+	}
+	login := []string{"login", "-u", distribution.User, "--password-stdin", address}
+	push, pull := []string{"image", "push", "-q", name}, []string{"image", "pull", "-q", name}
+	https := "server = \"https://" + address + "\"\n"
+	for _, args := range [][]string{login, push, pull} {
+		wantFailure(t, with(https, args...), "skip_verify = true, in "+file)
+	}
+	example := strings.NewReplacer("registry.example:5000", address, "/etc/ssl/certs/registry.example.pem", ca).Replace(tomlOfImages(t)[1])
+	for _, text := range []string{example, https + "skip_verify = true\n"} {
+		for _, args := range [][]string{login, push, pull} {
+			if res := with(text, args...); res.Code != 0 {
+				t.Errorf("%q with\n%s%+v", args, text, res)
+			}
+			if args[1] == "push" {
+				h.Caisson("image", "rm", name)
+			}
+		}
+		h.Caisson("logout", address)
 	}
 }
 

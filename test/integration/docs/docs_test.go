@@ -94,7 +94,7 @@ func TestEachBlockIsKnown(t *testing.T) {
 		"apply.md":         {"yaml": 1},            // TestCLIApply
 		"configuration.md": {"toml": 1},            // TestConfiguration
 		"containerd.md":    {"toml": 3},            // TestContainerd
-		"images.md":        {"toml": 2},            // TestRegistry, TestRegistryPlatforms
+		"images.md":        {"toml": 3},            // TestRegistry, TestRegistryCertificates, TestRegistryPlatforms
 		"kubernetes.md":    {"toml": 1, "yaml": 1}, // TestSystemdCgroup; TestInstall of test/kubernetes, as printed
 		"libcontainerd.md": {"go": 1},              // the Example of libcontainerd
 	}
