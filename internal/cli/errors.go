@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/containerd/errdefs"
@@ -132,7 +133,33 @@ func unknownSubcommand(cmd *cobra.Command, args []string) error {
 	if len(args) == 0 {
 		return nil
 	}
-	return advise(errdefs.ErrInvalidArgument, "%s has no command %q; see `%s --help`", cmd.CommandPath(), args[0], cmd.CommandPath())
+	hint := "see `" + cmd.CommandPath() + " --help`"
+	if meant := meantBy(cmd, args[0]); len(meant) > 0 {
+		hint = "did you mean `" + strings.Join(meant, "` or `") + "`?"
+	}
+	return advise(errdefs.ErrInvalidArgument, "%s has no command %q; %s", cmd.CommandPath(), args[0], hint)
+}
+
+// meantBy are the commands below cmd that have this name, or have it elsewhere, such as
+// Docker's rmi; or else those of cmd that are written much alike.
+func meantBy(cmd *cobra.Command, name string) []string {
+	var found []string
+	var look func(below *cobra.Command)
+	look = func(below *cobra.Command) {
+		for _, sub := range below.Commands() {
+			if sub.Name() == name || slices.Contains(sub.SuggestFor, name) {
+				found = append(found, sub.CommandPath())
+			}
+			look(sub)
+		}
+	}
+	if look(cmd); found == nil {
+		cmd.SuggestionsMinimumDistance = 2
+		for _, sub := range cmd.SuggestionsFor(name) {
+			found = append(found, cmd.CommandPath()+" "+sub)
+		}
+	}
+	return found
 }
 
 // exactly and atLeast check the number of arguments with a sentence that names

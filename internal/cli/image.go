@@ -99,11 +99,12 @@ func (r imageRow) columns() []string {
 func (a *app) imageListCommand() *cobra.Command {
 	var o output
 	cmd := &cobra.Command{
-		Use:     "ls",
-		Aliases: []string{"list"},
-		Short:   "List images",
-		Example: "  caisson image ls\n  caisson image ls -q",
-		Args:    atMost(0, "no arguments"),
+		Use:        "ls",
+		Aliases:    []string{"list"},
+		SuggestFor: []string{"images"},
+		Short:      "List images",
+		Example:    "  caisson image ls\n  caisson image ls -q",
+		Args:       atMost(0, "no arguments"),
 		RunE: lists(a, &o, []string{"IMAGE", "DIGEST", "SIZE", "CREATED"}, func(ctx context.Context, c *client, _ []string) ([]imageRow, error) {
 			return c.imageRows(ctx)
 		}),
@@ -149,11 +150,12 @@ func newImageRow(now time.Time, image images.Image, size int64) imageRow {
 func (a *app) imageRemoveCommand() *cobra.Command {
 	var force bool
 	cmd := &cobra.Command{
-		Use:     "rm IMAGE...",
-		Short:   "Remove images",
-		Example: "  caisson image rm demo:latest",
-		Args:    atLeast(1, "the name of an image"),
-		RunE:    a.forEach(func(ctx context.Context, c *client, ref string) error { return c.removeImage(ctx, ref, force) }),
+		Use:        "rm IMAGE...",
+		SuggestFor: []string{"rmi"},
+		Short:      "Remove images",
+		Example:    "  caisson image rm demo:latest",
+		Args:       atLeast(1, "the name of an image"),
+		RunE:       a.forEach(func(ctx context.Context, c *client, ref string) error { return c.removeImage(ctx, ref, force) }),
 	}
 	cmd.Flags().BoolVarP(&force, "force", "f", false, "even if containers were made from it; an image that is not there is no error")
 	return cmd

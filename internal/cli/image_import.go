@@ -24,8 +24,9 @@ func (a *app) imageImportCommand() *cobra.Command {
 	var plan importPlan
 	var quiet bool
 	cmd := &cobra.Command{
-		Use:   "import FILE|- [NAME]",
-		Short: "Import an image from an archive, or make one of a root filesystem",
+		Use:        "import FILE|- [NAME]",
+		SuggestFor: []string{"load"},
+		Short:      "Import an image from an archive, or make one of a root filesystem",
 		Long: "Import an OCI or Docker archive, or make an image of a tar of a root filesystem, which needs\n" +
 			"a NAME. The tar may be compressed with gzip or zstd. An archive that names no image needs a\n" +
 			"NAME too.",

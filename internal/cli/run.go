@@ -37,12 +37,13 @@ func (a *app) runCommand() *cobra.Command {
 			"The exit code is that of the process; 125 if caisson or the daemon failed, 126 if the\n" +
 			"command cannot be executed, 127 if it is not in the image.",
 		Example: "  caisson run --rm demo echo hello\n  caisson run --rm -it --net host demo sh\n" +
+			"  caisson run -d --net cni -p 8080:80 demo httpd -f -p 80\n" +
 			"  caisson run -d --name web --sandbox pod1 -m 64m -v /srv/www:/www:ro demo httpd -f -h /www",
 		Args:        atLeast(1, "an image"),
 		Annotations: map[string]string{runsProcess: "yes"},
 		RunE: func(cmd *cobra.Command, args []string) error {
 			f.hasEntrypoint = cmd.Flags().Changed("entrypoint")
-			f.describesSandbox = cmd.Flags().Changed("net") || cmd.Flags().Changed("hostname")
+			f.describesSandbox = cmd.Flags().Changed("net") || cmd.Flags().Changed("hostname") || cmd.Flags().Changed("publish")
 			return a.run(cmd.Context(), f, args[0], args[1:])
 		},
 	}
@@ -55,6 +56,7 @@ func (a *app) runCommand() *cobra.Command {
 	flags.StringVar(&f.joins, "sandbox", "", "join this sandbox, which must be running")
 	flags.StringVar(&f.sandbox.network, "net", "", "network of its own sandbox: none (loopback only), host, or cni; the daemon's default if not given")
 	flags.StringVar(&f.sandbox.hostname, "hostname", "", "host name of its own sandbox (default: the container's ID)")
+	flags.StringArrayVarP(&f.sandbox.ports, "publish", "p", nil, "port of the host that leads into its own sandbox, host:container (with --net cni)")
 	flags.StringArrayVarP(&f.volumes, "volume", "v", nil, "directory or file of the host, source:destination[:ro]")
 	flags.StringVarP(&f.limits.memory, "memory", "m", "", "memory, such as 64m")
 	flags.StringVar(&f.limits.cpus, "cpus", "", "CPUs, such as 0.5")
@@ -91,7 +93,7 @@ func (f *runFlags) check(a *app) error {
 	case f.remove && f.process.detach:
 		return advise(errdefs.ErrInvalidArgument, "--rm and --detach exclude each other: nobody would be there to remove the container; use `caisson rm` later")
 	case f.joins != "" && f.describesSandbox:
-		return advise(errdefs.ErrInvalidArgument, "--net and --hostname belong to the sandbox, and %q has its own already: leave them out, or leave out --sandbox", f.joins)
+		return advise(errdefs.ErrInvalidArgument, "--net, --hostname and --publish belong to the sandbox, and %q has its own already: leave them out, or leave out --sandbox", f.joins)
 	case f.joins != "" && f.runtime != runtimeName:
 		return advise(errdefs.ErrInvalidArgument, "the runtime %q knows no sandboxes: leave out --sandbox", f.runtime)
 	}
