@@ -159,3 +159,26 @@ func TestComparisonNamesCommands(t *testing.T) {
 		}
 	}
 }
+
+// TestComparisonGapsAreGaps: flags that docs/comparison.md says are missing are.
+func TestComparisonGapsAreGaps(t *testing.T) {
+	page, err := os.ReadFile("../../docs/comparison.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	gaps := regexp.MustCompile("(?s)\n- Of `(\\w+)`: ([^.;]+)").FindAllSubmatch(page, -1)
+	if len(gaps) < 2 {
+		t.Fatalf("gaps %q", gaps)
+	}
+	for _, gap := range gaps {
+		cmd, _, err := programs()["1"].Find([]string{string(gap[1])})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, flag := range regexp.MustCompile("`--([a-z-]+)`").FindAllSubmatch(gap[2], -1) {
+			if cmd.Flags().Lookup(string(flag[1])) != nil {
+				t.Errorf("%s has --%s, and docs/comparison.md says that it has not", cmd.CommandPath(), flag[1])
+			}
+		}
+	}
+}

@@ -122,7 +122,9 @@ func runBlocks(t *testing.T, blocks []shellBlock) {
 	n.write("/etc/caisson/config.toml", "[runtime]\ncgroup_parent = \"/"+filepath.Base(n.dir)+"\"\n")
 	n.write("/etc/cni/net.d/10-docs.conflist", docsNetwork)
 	t.Cleanup(func() {
-		_ = exec.Command("ip", "link", "delete", "docs0").Run() // there may be none
+		for _, bridge := range []string{"docs0", "caisson0"} { // the second is the quick start's
+			_ = exec.Command("ip", "link", "delete", bridge).Run() // there may be none
+		}
 		if err := errors.Join(os.RemoveAll("/etc/cni"), os.RemoveAll("/etc/caisson")); err != nil {
 			t.Error(err)
 		}
