@@ -45,8 +45,6 @@ func (a *app) attachCommand() *cobra.Command {
 }
 
 func (a *app) attach(ctx context.Context, f processFlags, id string) error {
-	ctx, sig := catchSignals(ctx)
-	defer sig.close()
 	ctx, c, err := a.connect(ctx)
 	if err != nil {
 		return err
@@ -87,7 +85,7 @@ func (a *app) attach(ctx context.Context, f processFlags, id string) error {
 	if err != nil {
 		return fmt.Errorf("container %q: attach: %w", id, err)
 	}
-	err = a.runProcess(ctx, sig, t, streams, f, nil)
+	err = a.runProcess(ctx, t, streams, f, nil)
 	if errors.Is(err, errDetached) {
 		return a.detachedFrom(id)
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io/fs"
 	"net"
+	"path/filepath"
 	"strings"
 	"time"
 
@@ -34,11 +35,8 @@ func (a *app) connect(ctx context.Context) (context.Context, *client, error) {
 	return a.open(ctx, a.daemonToStart)
 }
 
-// interruptible connects for a command that ends, and takes back what it has begun, when a
-// signal asks it to.
-func (a *app) interruptible(ctx context.Context, do func(ctx context.Context, c *client) error) error {
-	ctx, sig := catchSignals(ctx)
-	defer sig.close()
+// withClient connects for as long as something is done.
+func (a *app) withClient(ctx context.Context, do func(ctx context.Context, c *client) error) error {
 	ctx, c, err := a.connect(ctx)
 	if err != nil {
 		return err
@@ -65,7 +63,11 @@ func (a *app) open(ctx context.Context, toStart func(cause error) string) (conte
 			return nil, nil, err
 		}
 	}
-	c, err := containerd.New(a.socketPath(), containerd.WithDefaultNamespace(a.namespace), containerd.WithTimeout(dialTimeout))
+	path, err := filepath.Abs(a.socketPath()) // as gRPC wants it
+	if err != nil {
+		return nil, nil, err
+	}
+	c, err := containerd.New(path, containerd.WithDefaultNamespace(a.namespace), containerd.WithTimeout(dialTimeout))
 	if err != nil {
 		return nil, nil, a.noDaemon(err)
 	}

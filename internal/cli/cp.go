@@ -79,8 +79,6 @@ func parsePlace(s string) place {
 }
 
 func (a *app) copy(ctx context.Context, from, to place, follow bool) error {
-	ctx, sig := catchSignals(ctx)
-	defer sig.close()
 	ctx, c, err := a.connect(ctx)
 	if err != nil {
 		return err

@@ -39,15 +39,13 @@ comes over a socket of its own, debug.sock in the state directory, which is root
 		Example: "  caisson debug dump\n  caisson debug dump -o dump.tar.gz\n  caisson debug dump -o - | tar -xzO caisson-dump/goroutines.txt",
 		Args:    atMost(0, "no arguments"),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if out, ok := a.sys.Stdout.(*os.File); ok && file == "-" && isTerminal(out) {
+			if file == "-" && isTerminal(fileOf(a.sys.Stdout)) {
 				return advise(errdefs.ErrInvalidArgument, "standard output is a terminal: name a file with --output, or send it somewhere")
 			}
 			if socket == "" {
 				socket = filepath.Join(filepath.Dir(a.socketPath()), "debug.sock")
 			}
-			ctx, sig := catchSignals(cmd.Context())
-			defer sig.close()
-			dump := func(w io.Writer) error { return fetchDump(ctx, socket, w) }
+			dump := func(w io.Writer) error { return fetchDump(cmd.Context(), socket, w) }
 			if file == "-" {
 				return dump(a.sys.Stdout)
 			}

@@ -1,8 +1,6 @@
 package cli
 
 import (
-	"os"
-
 	"golang.org/x/term"
 
 	"caisson/internal/progress"
@@ -14,8 +12,8 @@ func (a *app) display(quiet bool) *progress.Display {
 	if quiet {
 		return nil
 	}
-	out, ok := a.sys.Stderr.(*os.File)
-	if !ok || !isTerminal(out) || a.sys.Env("TERM") == "dumb" {
+	out := fileOf(a.sys.Stderr)
+	if !isTerminal(out) || a.sys.Env("TERM") == "dumb" {
 		return progress.Start(a.sys.Stderr, nil)
 	}
 	return progress.Start(out, func() (int, int) {

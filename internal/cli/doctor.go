@@ -86,6 +86,9 @@ do about it. The exit code is 1 if a check fails. Nothing is changed.`,
 			defer cancel()
 			d := &doctor{app: a, cfg: cfg}
 			d.examine(ctx)
+			if err := cmd.Context().Err(); err != nil {
+				return err
+			}
 			return d.report(o)
 		},
 	}

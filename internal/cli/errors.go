@@ -113,7 +113,11 @@ func (a *app) forEach(do func(ctx context.Context, c *client, arg string) error)
 		defer c.Close()
 		var failed failures
 		for _, arg := range args {
-			if err := do(ctx, c, arg); err != nil {
+			err := do(ctx, c, arg)
+			if ctx.Err() != nil {
+				return ctx.Err()
+			}
+			if err != nil {
 				failed = append(failed, err)
 				continue
 			}

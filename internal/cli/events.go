@@ -5,10 +5,8 @@ import (
 	"encoding/json"
 	"fmt"
 	"maps"
-	"os"
 	"slices"
 	"strings"
-	"sync"
 	"time"
 
 	eventtypes "github.com/containerd/containerd/api/events"
@@ -17,7 +15,6 @@ import (
 	"github.com/containerd/errdefs/pkg/errgrpc"
 	"github.com/containerd/typeurl/v2"
 	"github.com/spf13/cobra"
-	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 )
@@ -101,24 +98,18 @@ func (f eventFilters) match(r eventRow) bool {
 }
 
 func (a *app) events(ctx context.Context, wanted eventFilters, o output) error {
-	ctx, sig := catchSignals(ctx)
-	defer sig.close()
 	ctx, c, err := a.connect(ctx)
 	if err != nil {
 		return err
 	}
 	defer c.Close()
+	return a.whileRead(ctx, func(ctx context.Context) error { return c.showEvents(ctx, wanted, o) })
+}
+
+func (c *client) showEvents(ctx context.Context, wanted eventFilters, o output) error {
 	ctx, stop := context.WithCancel(ctx)
-	var wg sync.WaitGroup
-	defer wg.Wait()
 	defer stop()
-	// Nobody may be left to read long before the next event tells.
-	wg.Go(func() {
-		if readerGone(ctx, a.sys.Stdout) {
-			stop()
-		}
-	})
-	envelopes, errs := c.Subscribe(ctx, "namespace=="+a.namespace)
+	envelopes, errs := c.Subscribe(ctx, "namespace=="+c.app.namespace)
 	for {
 		select {
 		case e := <-envelopes:
@@ -126,7 +117,7 @@ func (a *app) events(ctx context.Context, wanted eventFilters, o output) error {
 			if !wanted.match(row) {
 				continue
 			}
-			if err := a.showEvent(row, o); err != nil {
+			if err := c.app.showEvent(row, o); err != nil {
 				return err
 			}
 		case err := <-errs:
@@ -138,23 +129,6 @@ func (a *app) events(ctx context.Context, wanted eventFilters, o output) error {
 			return nil
 		}
 	}
-}
-
-// readerGone waits until nobody reads a pipe or socket any more, or the context ends.
-func readerGone(ctx context.Context, w any) bool {
-	const interval = 100 // milliseconds: how late the end of the context is noticed
-	f, ok := w.(*os.File)
-	if !ok {
-		return false
-	}
-	fd := int32(f.Fd())
-	for ctx.Err() == nil {
-		fds := []unix.PollFd{{Fd: fd}}
-		if n, err := unix.Poll(fds, interval); err == nil && n > 0 {
-			return fds[0].Revents&(unix.POLLERR|unix.POLLHUP) != 0
-		}
-	}
-	return false
 }
 
 func (a *app) showEvent(r eventRow, o output) error {

@@ -2,10 +2,8 @@ package cli
 
 import (
 	"encoding/json"
-	"os"
 	"strings"
 	"testing"
-	"time"
 
 	eventtypes "github.com/containerd/containerd/api/events"
 	"github.com/containerd/containerd/v2/core/events"
@@ -108,24 +106,5 @@ func TestEventJSON(t *testing.T) {
 	out.Reset()
 	if err := a.showEvent(row, output{format: "{{.action}} {{.container}} {{.event.exit_status}}"}); err != nil || out.String() != "exit web 3\n" {
 		t.Errorf("%q, %v", out.String(), err)
-	}
-}
-
-func TestReaderGone(t *testing.T) {
-	r, w, err := os.Pipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer w.Close()
-	gone := make(chan bool, 1)
-	go func() { gone <- readerGone(t.Context(), w) }()
-	select {
-	case <-gone:
-		t.Error("gone while there was a reader")
-	case <-time.After(10 * time.Millisecond):
-	}
-	r.Close()
-	if !<-gone {
-		t.Error("not noticed")
 	}
 }

@@ -33,8 +33,6 @@ func (a *app) execCommand() *cobra.Command {
 }
 
 func (a *app) exec(ctx context.Context, f processFlags, id string, command []string) error {
-	ctx, sig := catchSignals(ctx)
-	defer sig.close()
 	ctx, c, err := a.connect(ctx)
 	if err != nil {
 		return err
@@ -67,7 +65,7 @@ func (a *app) exec(ctx context.Context, f processFlags, id string, command []str
 		_, err := fmt.Fprintln(a.sys.Stdout, execID)
 		return err
 	}
-	err = a.runProcess(ctx, sig, p, streams, f, p.Start)
+	err = a.runProcess(ctx, p, streams, f, p.Start)
 	if undone := deleteExec(ctx, p); undone != nil {
 		var ran exitStatus
 		if err != nil && !errors.As(err, &ran) {

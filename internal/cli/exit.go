@@ -14,7 +14,8 @@ const (
 	exitOwn         = 125 // caisson, the daemon or the runtime failed
 	exitNotRunnable = 126 // the command is in the image and cannot be executed
 	exitNotFound    = 127 // the command is not in the image
-	exitInterrupted = 130
+	exitInterrupted = 130 // as a shell tells SIGINT
+	exitUnread      = 141 // and SIGPIPE
 )
 
 // exitStatus is the result of a process that ran: not an error to report.
@@ -39,6 +40,9 @@ const runsProcess = "caisson/runs-process"
 func (a *app) finish(cmd *cobra.Command, err error) int {
 	if err == nil {
 		return 0
+	}
+	if errors.Is(err, errUnread) {
+		return exitUnread // and no word, as of anything that SIGPIPE ends
 	}
 	var status exitStatus
 	if errors.As(err, &status) {

@@ -43,9 +43,7 @@ func (a *app) imageImportCommand() *cobra.Command {
 				}
 				plan.name = name
 			}
-			ctx, sig := catchSignals(cmd.Context())
-			defer sig.close()
-			return a.importImage(ctx, args[0], plan, quiet)
+			return a.importImage(cmd.Context(), args[0], plan, quiet)
 		},
 	}
 	flags := cmd.Flags()
@@ -83,7 +81,7 @@ func (a *app) importImage(ctx context.Context, path string, plan importPlan, qui
 
 // importAll answers the images that have been imported, also beside an error.
 func (a *app) importAll(ctx context.Context, path string, plan importPlan, d *progress.Display) ([]images.Image, error) {
-	file, err := a.openArchive(path)
+	file, err := a.openArchive(ctx, path)
 	if err != nil {
 		return nil, err
 	}
@@ -177,10 +175,10 @@ func (c *client) storeImage(ctx context.Context, image images.Image, d *progress
 
 // openArchive opens a file that can be read twice: standard input, and what
 // cannot seek, is put into a file without a name first.
-func (a *app) openArchive(path string) (*os.File, error) {
+func (a *app) openArchive(ctx context.Context, path string) (*os.File, error) {
 	source := a.sys.Stdin
 	if path != "-" {
-		f, err := os.Open(path)
+		f, err := openWaiting(path)
 		if err != nil {
 			return nil, err
 		}
@@ -209,7 +207,7 @@ func (a *app) openArchive(path string) (*os.File, error) {
 		temp.Close()
 		return nil, err
 	}
-	n, err := io.Copy(temp, io.LimitReader(source, defaultBounds.total+1))
+	n, err := io.Copy(temp, io.LimitReader(inStream{ctx, source}, defaultBounds.total+1))
 	if err == nil && n > defaultBounds.total {
 		err = fmt.Errorf("more than %d bytes: %w", defaultBounds.total, errdefs.ErrResourceExhausted)
 	}

@@ -29,7 +29,7 @@ func (a *app) imagePullCommand() *cobra.Command {
 			if _, err := imageName(args[0]); err != nil {
 				return err
 			}
-			return a.interruptible(cmd.Context(), func(ctx context.Context, c *client) error {
+			return a.withClient(cmd.Context(), func(ctx context.Context, c *client) error {
 				image, err := c.pull(ctx, args[0], f)
 				if err != nil {
 					return err

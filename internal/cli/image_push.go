@@ -31,7 +31,7 @@ func (a *app) imagePushCommand() *cobra.Command {
 			if err := f.platform.check(); err != nil {
 				return err
 			}
-			return a.interruptible(cmd.Context(), func(ctx context.Context, c *client) error {
+			return a.withClient(cmd.Context(), func(ctx context.Context, c *client) error {
 				pushed, err := c.push(ctx, args[0], name, f)
 				if err != nil {
 					return err

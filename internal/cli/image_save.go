@@ -25,12 +25,10 @@ func (a *app) imageSaveCommand() *cobra.Command {
 		Example: "  caisson image save -o demo.tar demo:latest\n  caisson image save demo | ssh host caisson image import -",
 		Args:    atLeast(1, "the name of an image"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if out, ok := a.sys.Stdout.(*os.File); ok && file == "" && isTerminal(out) {
+			if file == "" && isTerminal(fileOf(a.sys.Stdout)) {
 				return advise(errdefs.ErrInvalidArgument, "standard output is a terminal: name a file with --output, or send it somewhere")
 			}
-			ctx, sig := catchSignals(cmd.Context())
-			defer sig.close()
-			ctx, c, err := a.connect(ctx)
+			ctx, c, err := a.connect(cmd.Context())
 			if err != nil {
 				return err
 			}

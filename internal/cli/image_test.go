@@ -355,7 +355,7 @@ func TestImportRefusesALargeManifest(t *testing.T) {
 func TestOpenArchive(t *testing.T) {
 	a := &app{sys: System{TempDir: t.TempDir()}}
 	dir := t.TempDir()
-	wantInvalid(t, "directory", func() error { _, err := a.openArchive(dir); return err }())
+	wantInvalid(t, "directory", func() error { _, err := a.openArchive(t.Context(), dir); return err }())
 	r, w, err := os.Pipe()
 	if err != nil {
 		t.Fatal(err)
@@ -366,7 +366,7 @@ func TestOpenArchive(t *testing.T) {
 	}
 	w.Close()
 	a.sys.Stdin = r
-	f, err := a.openArchive("-")
+	f, err := a.openArchive(t.Context(), "-")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -38,6 +38,9 @@ func inspects[D details](a *app, cmd *cobra.Command, find func(ctx context.Conte
 		var failed failures
 		for _, arg := range args {
 			d, err := find(ctx, c, arg)
+			if ctx.Err() != nil {
+				return ctx.Err()
+			}
 			if err != nil {
 				failed = append(failed, err)
 				continue

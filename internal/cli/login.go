@@ -10,10 +10,10 @@ import (
 	"net/http"
 	"strings"
 
+	"github.com/containerd/console"
 	"github.com/containerd/containerd/v2/core/remotes/docker"
 	"github.com/containerd/errdefs"
 	"github.com/spf13/cobra"
-	"golang.org/x/term"
 	"oras.land/oras-go/v2/registry/remote"
 	"oras.land/oras-go/v2/registry/remote/auth"
 	"oras.land/oras-go/v2/registry/remote/credentials"
@@ -38,13 +38,11 @@ func (a *app) loginCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			ctx, sig := catchSignals(cmd.Context())
-			defer sig.close()
-			cred, err := a.askCredentials(ctx, username, fromStdin)
+			cred, err := a.askCredentials(cmd.Context(), username, fromStdin)
 			if err != nil {
 				return err
 			}
-			return a.login(ctx, reg, cred, registry)
+			return a.login(cmd.Context(), reg, cred, registry)
 		},
 	}
 	flags := cmd.Flags()
@@ -128,7 +126,7 @@ func (a *app) askCredentials(ctx context.Context, username string, fromStdin boo
 		if username == "" {
 			return none, advise(errdefs.ErrInvalidArgument, "--password-stdin says nothing of the user: add --username")
 		}
-		text, err := io.ReadAll(io.LimitReader(a.sys.Stdin, maxPassword))
+		text, err := io.ReadAll(io.LimitReader(inStream{ctx, a.sys.Stdin}, maxPassword))
 		if err != nil {
 			return none, fmt.Errorf("password: %w", err)
 		}
@@ -137,49 +135,42 @@ func (a *app) askCredentials(ctx context.Context, username string, fromStdin boo
 	if !isTerminal(a.sys.Stdin) {
 		return none, advise(errdefs.ErrInvalidArgument, "standard input is no terminal, so nobody can be asked: add --username and --password-stdin")
 	}
-	type answer struct {
-		cred auth.Credential
-		err  error
+	if username == "" {
+		fmt.Fprint(a.sys.Stderr, "Username: ")
+		line, err := a.answer(ctx)
+		if err != nil {
+			return none, fmt.Errorf("username: %w", err)
+		}
+		username = strings.TrimSpace(line)
 	}
-	answered := make(chan answer, 1)
-	fd := int(a.sys.Stdin.Fd())
-	state, err := term.GetState(fd)
+	con, err := console.ConsoleFromFile(a.sys.Stdin)
+	if err == nil {
+		err = con.DisableEcho()
+	}
 	if err != nil {
 		return none, fmt.Errorf("terminal: %w", err)
 	}
-	go func() { // a read of a terminal does not end with the context
-		cred, err := a.prompt(username)
-		answered <- answer{cred, err}
-	}()
-	select {
-	case got := <-answered:
-		return got.cred, got.err
-	case <-ctx.Done():
-		_ = term.Restore(fd, state) // it may not echo just now
-		return none, ctx.Err()
+	defer con.Reset() //nolint:errcheck // a terminal that is gone needs no reset
+	fmt.Fprint(a.sys.Stderr, "Password: ")
+	line, err := a.answer(ctx)
+	fmt.Fprintln(a.sys.Stderr)
+	if err != nil {
+		return none, fmt.Errorf("password: %w", err)
 	}
+	return password(username, strings.TrimRight(line, "\r\n"))
+}
+
+// answer is the line that somebody types.
+func (a *app) answer(ctx context.Context) (string, error) {
+	line, err := bufio.NewReader(inStream{ctx, a.sys.Stdin}).ReadString('\n')
+	if errors.Is(err, io.EOF) {
+		err = nil // no answer
+	}
+	return line, err
 }
 
 // maxPassword is more than any token is long.
 const maxPassword = 64 << 10
-
-func (a *app) prompt(username string) (auth.Credential, error) {
-	if username == "" {
-		fmt.Fprint(a.sys.Stderr, "Username: ")
-		line, err := bufio.NewReader(a.sys.Stdin).ReadString('\n')
-		if err != nil {
-			return auth.EmptyCredential, fmt.Errorf("username: %w", err)
-		}
-		username = strings.TrimSpace(line)
-	}
-	fmt.Fprint(a.sys.Stderr, "Password: ")
-	text, err := term.ReadPassword(int(a.sys.Stdin.Fd()))
-	fmt.Fprintln(a.sys.Stderr)
-	if err != nil {
-		return auth.EmptyCredential, fmt.Errorf("password: %w", err)
-	}
-	return password(username, string(text))
-}
 
 func password(username, text string) (auth.Credential, error) {
 	if username == "" || text == "" {

@@ -102,7 +102,7 @@ func (a *app) logs(ctx context.Context, id string, lines int, follow bool) error
 			_, _ = awaitExit(ctx, containerd.Process(task), exited)
 		}()
 	}
-	return followFile(ctx, a.sys.Stdout, f, ended)
+	return a.whileRead(ctx, func(ctx context.Context) error { return followFile(ctx, a.sys.Stdout, f, ended) })
 }
 
 // seekTail moves to where the last lines of a file begin.

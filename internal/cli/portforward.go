@@ -32,7 +32,7 @@ func (a *app) portForwardCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return a.interruptible(cmd.Context(), func(ctx context.Context, c *client) error {
+			return a.withClient(cmd.Context(), func(ctx context.Context, c *client) error {
 				return c.portForward(ctx, args[0], forwards)
 			})
 		},

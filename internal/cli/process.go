@@ -7,7 +7,6 @@ import (
 	"os"
 	"os/signal"
 	"sync"
-	"syscall"
 	"time"
 
 	"github.com/containerd/console"
@@ -18,83 +17,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// signals catches what would end caisson. Until a process runs, a signal
-// cancels the command, so that it undoes what it made; then signals are passed
-// to the process.
-type signals struct {
-	ch     chan os.Signal
-	cancel context.CancelFunc
-	stop   chan struct{}
-	wg     sync.WaitGroup
-
-	mu     sync.Mutex // guards target
-	target func(syscall.Signal)
-}
-
-// impatience is how many interrupts a process may ignore before it is killed.
-const impatience = 3
-
-func catchSignals(ctx context.Context) (context.Context, *signals) {
-	ctx, cancel := context.WithCancel(ctx)
-	s := &signals{ch: make(chan os.Signal, 64), cancel: cancel, stop: make(chan struct{})}
-	signal.Notify(s.ch, unix.SIGHUP, unix.SIGINT, unix.SIGQUIT, unix.SIGTERM, unix.SIGUSR1, unix.SIGUSR2, unix.SIGPIPE)
-	s.wg.Go(s.run)
-	return ctx, s
-}
-
-func (s *signals) run() {
-	interrupts := 0
-	for {
-		var sig syscall.Signal
-		select {
-		case <-s.stop:
-			return
-		case got := <-s.ch:
-			sig = got.(syscall.Signal)
-		}
-		if sig == unix.SIGPIPE {
-			continue // caught so that it kills nobody: the writer gets an error
-		}
-		ends := sig == unix.SIGINT || sig == unix.SIGTERM || sig == unix.SIGHUP || sig == unix.SIGQUIT
-		s.mu.Lock()
-		target := s.target
-		s.mu.Unlock()
-		if target == nil {
-			if ends {
-				s.cancel()
-			}
-			continue
-		}
-		if sig == unix.SIGINT || sig == unix.SIGTERM {
-			if interrupts++; interrupts >= impatience {
-				sig = unix.SIGKILL
-			}
-		}
-		target(sig)
-	}
-}
-
-// forwardTo passes signals to a process from now on.
-func (s *signals) forwardTo(ctx context.Context, p containerd.Process) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.target = func(sig syscall.Signal) {
-		// NotFound: it has just ended, which the waiter learns.
-		_ = p.Kill(ctx, sig)
-	}
-}
-
-func (s *signals) close() {
-	signal.Stop(s.ch)
-	close(s.stop)
-	s.wg.Wait()
-	s.cancel()
-}
-
 // runProcess starts a process in the foreground, or connects to one that runs if
 // there is no start, and waits for its end and its output. The error is an exitStatus
 // if the process ran, and errDetached if it goes on.
-func (a *app) runProcess(ctx context.Context, sig *signals, p containerd.Process, io *stdio, f processFlags, start func(context.Context) error) error {
+func (a *app) runProcess(ctx context.Context, p containerd.Process, io *stdio, f processFlags, start func(context.Context) error) error {
 	// From here on the process decides when this ends, not the command's context.
 	ctx = context.WithoutCancel(ctx)
 	watchCtx, stop := context.WithCancel(ctx)
@@ -113,7 +39,7 @@ func (a *app) runProcess(ctx context.Context, sig *signals, p containerd.Process
 			return newStartError(err)
 		}
 	}
-	sig.forwardTo(ctx, p)
+	a.signals.forwardTo(ctx, p)
 	io.started()
 
 	var wg sync.WaitGroup
@@ -144,6 +70,7 @@ func (a *app) runProcess(ctx context.Context, sig *signals, p containerd.Process
 		p.IO().Cancel() // and not Close: the FIFOs stay
 		return errDetached
 	}
+	a.signals.cancelAgain() // which is what ends the rest, if nobody reads it
 	io.drain(p.IO())
 	if end.err != nil {
 		return fmt.Errorf("wait: %w", end.err)
@@ -186,8 +113,8 @@ func (a *app) rawTerminal(f processFlags) (func(), error) {
 // followSize keeps the process's terminal as large as ours. With redraw it changes
 // once more than needed, for the process to draw what it drew before we came.
 func (a *app) followSize(ctx context.Context, p containerd.Process, redraw bool) {
-	out, ok := a.sys.Stdout.(*os.File)
-	if !ok || !isTerminal(out) {
+	out := fileOf(a.sys.Stdout)
+	if !isTerminal(out) {
 		return
 	}
 	changed := make(chan os.Signal, 1)

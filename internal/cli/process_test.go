@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"os"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
@@ -89,6 +90,11 @@ func TestSignalsCancelUntilAProcessRuns(t *testing.T) {
 	sig.ch <- syscall.SIGUSR1
 	sig.ch <- syscall.SIGINT
 	<-ctx.Done()
+	p := newFakeProcess()
+	sig.forwardTo(ctx, p) // which was being started meanwhile
+	if got := <-p.killed; got != syscall.SIGINT {
+		t.Errorf("forwarded %v", got)
+	}
 }
 
 func TestAwaitExitOutlivesTheDaemon(t *testing.T) {
@@ -197,5 +203,13 @@ func TestNoDaemon(t *testing.T) {
 	}
 	if err := (&app{address: "/x"}).noDaemon(os.ErrPermission); !strings.Contains(err.Error(), "no permission") {
 		t.Error(err)
+	}
+}
+
+func TestRelativeAddress(t *testing.T) {
+	d := startFake(t)
+	t.Chdir(filepath.Dir(d.address))
+	if code, _, stderr := runCLI(t, "--address", filepath.Base(d.address), "sandbox", "ls"); code != 0 {
+		t.Errorf("code %d: %s", code, stderr)
 	}
 }

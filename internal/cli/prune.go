@@ -1,11 +1,8 @@
 package cli
 
 import (
-	"bufio"
 	"context"
-	"errors"
 	"fmt"
-	"io"
 	"slices"
 	"strings"
 
@@ -29,9 +26,7 @@ func (a *app) pruneCommand() *cobra.Command {
 			if !force && !isTerminal(a.sys.Stdin) {
 				return advise(errdefs.ErrInvalidArgument, "standard input is no terminal, so nobody can be asked: add --force to remove without asking")
 			}
-			ctx, sig := catchSignals(cmd.Context())
-			defer sig.close()
-			ctx, c, err := a.connect(ctx)
+			ctx, c, err := a.connect(cmd.Context())
 			if err != nil {
 				return err
 			}
@@ -166,21 +161,11 @@ func (a *app) confirm(ctx context.Context, what string) (bool, error) {
 	if _, err := fmt.Fprintf(a.sys.Stderr, "Remove %s? [y/N] ", printable(what)); err != nil {
 		return false, err
 	}
-	answered := make(chan bool, 1)
-	go func() { answered <- isYes(a.sys.Stdin) }() // a read of a terminal does not end with the context
-	select {
-	case yes := <-answered:
-		return yes, nil
-	case <-ctx.Done():
-		return false, ctx.Err()
-	}
+	line, err := a.answer(ctx)
+	return err == nil && isYes(line), err
 }
 
-func isYes(r io.Reader) bool {
-	line, err := bufio.NewReader(r).ReadString('\n')
-	if err != nil && !errors.Is(err, io.EOF) {
-		return false
-	}
+func isYes(line string) bool {
 	switch strings.ToLower(strings.TrimSpace(line)) {
 	case "y", "yes":
 		return true

@@ -49,7 +49,7 @@ func TestPruneArguments(t *testing.T) {
 		}
 	}
 	for answer, want := range map[string]bool{"y\n": true, "Yes\n": true, " y ": true, "": false, "\n": false, "n\n": false, "yo\n": false} {
-		if isYes(strings.NewReader(answer)) != want {
+		if isYes(answer) != want {
 			t.Errorf("answer %q", answer)
 		}
 	}

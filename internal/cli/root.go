@@ -31,6 +31,7 @@ type System struct {
 // app is what all commands share: the system and the global flags.
 type app struct {
 	sys       System
+	signals   *signals
 	address   string
 	namespace string
 	root      string
@@ -48,11 +49,15 @@ const (
 func Main(ctx context.Context, sys System) int {
 	// containerd's client logs what it also returns as an error.
 	_ = log.SetLevel("fatal") // cannot fail: the level exists
-	a := &app{sys: sys}
+	ctx, caught := catchSignals(ctx)
+	defer caught.close()
+	stdout := &outStream{ctx: ctx, w: sys.Stdout}
+	sys.Stdout, sys.Stderr = stdout, &outStream{ctx: ctx, w: sys.Stderr}
+	a := &app{sys: sys, signals: caught}
 	root := a.command()
 	root.SetArgs(sys.Args)
 	cmd, err := root.ExecuteContextC(ctx)
-	return a.finish(cmd, err)
+	return a.finish(cmd, stdout.verdict(err))
 }
 
 // Command is the tree of commands as everybody finds it, for what describes it.
@@ -79,7 +84,7 @@ func (a *app) command() *cobra.Command {
 		return advise(errdefs.ErrInvalidArgument, "%v; see `%s --help`", err, cmd.CommandPath())
 	})
 	root.SetIn(a.sys.Stdin)
-	root.SetOut(a.sys.Stdout)
+	root.SetOut(lossy{a.sys.Stdout})
 	root.SetErr(a.sys.Stderr)
 
 	flags := root.PersistentFlags()

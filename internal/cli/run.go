@@ -124,8 +124,6 @@ func (a *app) run(ctx context.Context, f runFlags, image string, command []strin
 	if err != nil {
 		return err
 	}
-	ctx, sig := catchSignals(ctx)
-	defer sig.close()
 	ctx, c, err := a.connect(ctx)
 	if err != nil {
 		return err
@@ -157,7 +155,7 @@ func (a *app) run(ctx context.Context, f runFlags, image string, command []strin
 		_, err = fmt.Fprintln(a.sys.Stdout, n.id)
 		return err
 	}
-	err = a.runProcess(ctx, sig, task, streams, n.process, task.Start)
+	err = a.runProcess(ctx, task, streams, n.process, task.Start)
 	if errors.Is(err, errDetached) {
 		steps = undo.Stack{} // it runs: it stays
 		if f.remove {

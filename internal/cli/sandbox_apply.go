@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 
 	containerd "github.com/containerd/containerd/v2/client"
 	"github.com/containerd/errdefs"
@@ -35,14 +34,14 @@ func (a *app) sandboxApplyCommand() *cobra.Command {
 		Example: "  caisson sandbox apply -f pod.yaml\n  caisson sandbox apply --replace -f - <pod.yaml\n  caisson sandbox rm -f web",
 		Args:    atMost(0, "no arguments"),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			set, err := a.readManifest(f)
+			set, err := a.readManifest(cmd.Context(), f)
 			if err != nil {
 				return err
 			}
 			for _, w := range set.Warnings {
 				a.warn(errors.New(w))
 			}
-			return a.interruptible(cmd.Context(), func(ctx context.Context, c *client) error {
+			return a.withClient(cmd.Context(), func(ctx context.Context, c *client) error {
 				return c.apply(ctx, set.Pods, f)
 			})
 		},
@@ -56,7 +55,7 @@ func (a *app) sandboxApplyCommand() *cobra.Command {
 	return cmd
 }
 
-func (a *app) readManifest(f applyFlags) (*manifest.Set, error) {
+func (a *app) readManifest(ctx context.Context, f applyFlags) (*manifest.Set, error) {
 	if f.file == "" {
 		return nil, advise(errdefs.ErrInvalidArgument, "the manifest is missing: name it with -f, as in `caisson sandbox apply -f pod.yaml`; - is standard input")
 	}
@@ -64,16 +63,16 @@ func (a *app) readManifest(f applyFlags) (*manifest.Set, error) {
 	if err != nil {
 		return nil, err
 	}
-	in, name := io.Reader(a.sys.Stdin), "standard input"
+	in, name := a.sys.Stdin, "standard input"
 	if f.file != "-" {
-		file, err := os.Open(f.file)
+		file, err := openWaiting(f.file)
 		if err != nil {
 			return nil, err
 		}
 		defer file.Close() //nolint:errcheck // only read from
 		in, name = file, f.file
 	}
-	data, err := io.ReadAll(io.LimitReader(in, manifest.MaxSize+1))
+	data, err := io.ReadAll(io.LimitReader(inStream{ctx, in}, manifest.MaxSize+1))
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", name, err)
 	}

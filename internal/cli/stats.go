@@ -5,7 +5,6 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"os"
 	"slices"
 	"strconv"
 	"time"
@@ -87,9 +86,7 @@ func (a *app) showStats(cmd *cobra.Command, f *statsFlags, args []string, live f
 	if err := f.check(args); err != nil {
 		return err
 	}
-	ctx, sig := catchSignals(cmd.Context())
-	defer sig.close()
-	ctx, c, err := a.connect(ctx)
+	ctx, c, err := a.connect(cmd.Context())
 	if err != nil {
 		return err
 	}
@@ -182,8 +179,7 @@ func (c *client) statsOnce(ctx context.Context, f statsFlags, args []string) err
 
 // streamStats shows the use until it is interrupted, or those it was asked for are gone.
 func (c *client) streamStats(ctx context.Context, f statsFlags, args []string) error {
-	out, _ := c.app.sys.Stdout.(*os.File)
-	refresh := f.format == "table" && isTerminal(out)
+	refresh := f.format == "table" && isTerminal(fileOf(c.app.sys.Stdout))
 	var s sampler
 	for tick := 0; ; tick++ {
 		rows, err := c.sample(ctx, &s, args)

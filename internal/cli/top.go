@@ -2,7 +2,6 @@ package cli
 
 import (
 	"context"
-	"os"
 
 	"github.com/containerd/errdefs"
 	"github.com/gdamore/tcell/v2"
@@ -21,8 +20,7 @@ func (a *app) topCommand() *cobra.Command {
 			"than a table it prints what was used within a second, and ends.",
 		Example: "  caisson top\n  caisson top --sort memory pod1\n  caisson top --no-stream --sort cpu | head\n  caisson top --format '{{.id}} {{.cpuPercent}}'",
 		RunE: func(cmd *cobra.Command, args []string) error {
-			out, _ := a.sys.Stdout.(*os.File)
-			f.once = f.once || f.format != "table" || !isTerminal(out) || !isTerminal(a.sys.Stdin)
+			f.once = f.once || f.format != "table" || !isTerminal(fileOf(a.sys.Stdout)) || !isTerminal(a.sys.Stdin)
 			return a.showStats(cmd, &f, args, (*client).top)
 		},
 	}

@@ -8,7 +8,6 @@ import (
 	"strings"
 
 	"github.com/containerd/containerd/v2/plugins"
-	"github.com/containerd/errdefs/pkg/errgrpc"
 	"github.com/spf13/cobra"
 
 	"caisson/internal/version"
@@ -136,12 +135,12 @@ func (a *app) info(cmd *cobra.Command) (infoReport, error) {
 	defer c.Close()
 	server, err := c.IntrospectionService().Server(ctx)
 	if err != nil {
-		return r, fmt.Errorf("server: %w", errgrpc.ToNative(err))
+		return r, fmt.Errorf("server: %w", err)
 	}
 	r.ServerID, r.PID = server.GetUUID(), server.GetPid()
 	found, err := c.IntrospectionService().Plugins(ctx, "type=="+plugins.SandboxControllerPlugin.String())
 	if err != nil {
-		return r, fmt.Errorf("plugins: %w", errgrpc.ToNative(err))
+		return r, fmt.Errorf("plugins: %w", err)
 	}
 	for _, p := range found.GetPlugins() {
 		if p.GetInitErr() == nil {

@@ -16,9 +16,7 @@ func (a *app) waitCommand() *cobra.Command {
 		Example: "  caisson wait web\n  code=$(caisson wait job)",
 		Args:    atLeast(1, "a container"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			ctx, sig := catchSignals(cmd.Context())
-			defer sig.close()
-			ctx, c, err := a.connect(ctx)
+			ctx, c, err := a.connect(cmd.Context())
 			if err != nil {
 				return err
 			}
