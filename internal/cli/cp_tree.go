@@ -124,13 +124,15 @@ func (t *transfer) link(from *os.Root, name string, to *os.Root, as string) erro
 	if err != nil {
 		return err
 	}
-	if err := makeRoom(to, as); err != nil {
+	if err := checkRoom(to, as); err != nil {
 		return err
 	}
-	if err := to.Symlink(dest, as); err != nil {
-		return err
-	}
-	return to.Lchown(as, t.owner.uid, t.owner.gid)
+	return replaceEntry(to, as, func(temp string) error {
+		if err := to.Symlink(dest, temp); err != nil {
+			return err
+		}
+		return to.Lchown(temp, t.owner.uid, t.owner.gid)
+	})
 }
 
 func (t *transfer) file(from *os.Root, name string, to *os.Root, as string) error {
@@ -139,14 +141,48 @@ func (t *transfer) file(from *os.Root, name string, to *os.Root, as string) erro
 		return err
 	}
 	defer source.Close()
-	target, err := t.create(to, as)
+	fill := func(target *os.File) error {
+		_, err := io.Copy(target, &contextReader{t.ctx, source})
+		if err == nil {
+			err = t.finishFile(target, info)
+		}
+		return errors.Join(err, target.Close())
+	}
+	err = checkRoom(to, as)
+	// What something is mounted on, such as /etc/hosts, cannot be replaced: it is written over.
+	if errors.Is(err, errMounted) {
+		target, _, err := openRegular(to, as, os.O_WRONLY|os.O_TRUNC)
+		if err != nil {
+			return err
+		}
+		return fill(target)
+	}
 	if err != nil {
 		return err
 	}
-	if _, err = io.Copy(target, &contextReader{t.ctx, source}); err == nil {
-		err = t.finishFile(target, info)
+	return replaceEntry(to, as, func(temp string) error {
+		target, err := to.OpenFile(temp, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+		if err != nil {
+			return err
+		}
+		return fill(target)
+	})
+}
+
+// replaceEntry puts what is made under another name in place of what has its name, once it
+// is whole.
+func replaceEntry(dir *os.Root, name string, make func(temp string) error) error {
+	temp := ".caisson-cp-" + newID()
+	err := make(temp)
+	if err == nil {
+		err = dir.Rename(temp, name)
 	}
-	return errors.Join(err, target.Close())
+	if err != nil {
+		if gone := dir.Remove(temp); !errors.Is(gone, fs.ErrNotExist) {
+			err = errors.Join(err, gone)
+		}
+	}
+	return err
 }
 
 // contextReader ends a long copy when the command is interrupted.
@@ -160,20 +196,6 @@ func (r *contextReader) Read(p []byte) (int, error) {
 		return 0, err
 	}
 	return r.r.Read(p)
-}
-
-// create makes a file in place of what has its name. What something is mounted on,
-// such as /etc/hosts, cannot be replaced: it is written over.
-func (t *transfer) create(to *os.Root, as string) (*os.File, error) {
-	err := makeRoom(to, as)
-	if errors.Is(err, errMounted) {
-		f, _, err := openRegular(to, as, os.O_WRONLY|os.O_TRUNC)
-		return f, err
-	}
-	if err != nil {
-		return nil, err
-	}
-	return to.OpenFile(as, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 }
 
 var errMounted = errors.New("something is mounted on it")
@@ -193,8 +215,9 @@ func mounted(dir *os.Root, name string) (bool, error) {
 	return st.Attributes&unix.STATX_ATTR_MOUNT_ROOT != 0, nil
 }
 
-// makeRoom removes what is no directory, and nothing is mounted on.
-func makeRoom(to *os.Root, as string) error {
+// checkRoom makes sure that a name is free, or that of something that can be replaced: no
+// directory, and nothing mounted on it.
+func checkRoom(to *os.Root, as string) error {
 	info, err := to.Lstat(as)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
@@ -205,18 +228,14 @@ func makeRoom(to *os.Root, as string) error {
 	if info.IsDir() {
 		return fmt.Errorf("%s is there and a directory: %w", as, errdefs.ErrFailedPrecondition)
 	}
-	switch busy, err := mounted(to, as); {
-	case errors.Is(err, fs.ErrNotExist):
+	busy, err := mounted(to, as)
+	if err == nil && busy {
+		err = fmt.Errorf("%s: %w: %w", as, errMounted, errdefs.ErrFailedPrecondition)
+	}
+	if errors.Is(err, fs.ErrNotExist) {
 		return nil
-	case err != nil:
-		return err
-	case busy:
-		return fmt.Errorf("%s: %w: %w", as, errMounted, errdefs.ErrFailedPrecondition)
 	}
-	if err := to.Remove(as); !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	return nil
+	return err
 }
 
 // openRegular opens a regular file, and nothing else even if it takes the name's
