@@ -9,6 +9,7 @@ import (
 	"bytes"
 	"context"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"strconv"
 	"sync"
@@ -50,6 +51,11 @@ func New(t testing.TB, opts daemon.Options) *Host {
 	t.Helper()
 	if os.Getuid() != 0 {
 		t.Skip("needs root")
+	}
+	// A shell lets what it runs in the background ignore SIGINT, which is inherited: not by
+	// what tests start.
+	if signal.Ignored(os.Interrupt) {
+		signal.Notify(make(chan os.Signal, 1), os.Interrupt)
 	}
 	d, err := daemon.New(opts)
 	if err != nil {

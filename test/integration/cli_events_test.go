@@ -3,10 +3,8 @@ package integration
 import (
 	"bufio"
 	"encoding/json"
-	"io"
 	"os/exec"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -15,7 +13,7 @@ import (
 )
 
 // watch starts `caisson events` and answers once it shows them.
-func watch(t *testing.T, h *harness.Host, args ...string) (*exec.Cmd, io.ReadCloser, *bufio.Scanner) {
+func watch(t *testing.T, h *harness.Host, args ...string) (*exec.Cmd, *bufio.Scanner) {
 	t.Helper()
 	cmd, err := h.Command(h.Context(time.Minute), "caisson", append([]string{"events"}, args...)...)
 	if err != nil {
@@ -40,7 +38,7 @@ func watch(t *testing.T, h *harness.Host, args ...string) (*exec.Cmd, io.ReadClo
 			if !ok {
 				t.Fatalf("events ended: %v", cmd.Wait())
 			}
-			return cmd, pipe, lines
+			return cmd, lines
 		case <-time.After(time.Second):
 		}
 	}
@@ -48,7 +46,7 @@ func watch(t *testing.T, h *harness.Host, args ...string) (*exec.Cmd, io.ReadClo
 
 func TestCLIEvents(t *testing.T) {
 	h := harness.Start(t, daemon.Options{})
-	cmd, _, lines := watch(t, h, "--filter", "event=exit", "--filter", "type=tasks", "--format", "json")
+	_, lines := watch(t, h, "--filter", "event=exit", "--filter", "type=tasks", "--format", "json")
 	if res := h.TryCaisson("run", "--rm", "--name", "job", harness.Image, "sh", "-c", "exit 6"); res.Code != 6 {
 		t.Fatalf("run: %+v", res)
 	}
@@ -70,34 +68,11 @@ func TestCLIEvents(t *testing.T) {
 	if event.Event["exit_status"] != 6.0 {
 		t.Errorf("exit: %s", lines.Text())
 	}
-	if err := cmd.Process.Signal(syscall.SIGINT); err != nil {
-		t.Fatal(err)
-	}
-	for lines.Scan() {
-	}
-	if err := cmd.Wait(); err != nil {
-		t.Errorf("after Ctrl-C: %v", err)
-	}
-}
-
-func TestCLIEventsClosedPipe(t *testing.T) {
-	h := harness.Start(t, daemon.Options{})
-	cmd, pipe, _ := watch(t, h)
-	pipe.Close() // nothing happens after it
-	ended := make(chan error, 1)
-	go func() { ended <- cmd.Wait() }()
-	select {
-	case <-ended:
-	case <-time.After(20 * time.Second):
-		t.Error("events does not end when nobody reads them")
-		_ = cmd.Process.Kill()
-		<-ended
-	}
 }
 
 func TestCLIEventsDaemonEnds(t *testing.T) {
 	h := harness.Start(t, daemon.Options{})
-	cmd, _, lines := watch(t, h, "--format", "{{.topic}}")
+	cmd, lines := watch(t, h, "--format", "{{.topic}}")
 	if !strings.HasPrefix(lines.Text(), "/") {
 		t.Errorf("by a template: %q", lines.Text())
 	}
