@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"os"
+	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -76,6 +77,18 @@ func TestVerdict(t *testing.T) {
 		if err := out.verdict(c.err); !errors.Is(err, c.want) {
 			t.Errorf("%s: %v, want %v", c.name, err, c.want)
 		}
+	}
+}
+
+func TestHelpThatIsLost(t *testing.T) {
+	full, err := os.OpenFile("/dev/full", os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer full.Close()
+	var stderr strings.Builder
+	if code := Main(t.Context(), System{Args: []string{"--help"}, Env: noEnv, Stdout: full, Stderr: &stderr}); code != 1 || stderr.String() != "caisson: write /dev/full: no space left on device\n" {
+		t.Errorf("code %d, %q", code, stderr.String())
 	}
 }
 

@@ -70,9 +70,12 @@ func Command() *cobra.Command {
 
 func (a *app) command() *cobra.Command {
 	root := &cobra.Command{
-		Use:           "caisson",
-		Short:         "Run containers in sandboxes",
-		Long:          "caisson runs containers in sandboxes: groups that share a network, IPC and host name.\nIt is a client of the daemon caissond.",
+		Use:   "caisson",
+		Short: "Run containers in sandboxes",
+		Long: "caisson runs containers in sandboxes: groups that share a network, IPC and host name.\nIt is a client of the daemon caissond.\n\n" +
+			"The exit code is 0, or 1 if something failed; 130 if it was interrupted, when it takes back what it has\n" +
+			"begun (a third Ctrl-C ends it at once); 141, without a word, if nobody reads its output any more. `run`\n" +
+			"and `exec` have that of their process, or 125 to 127 if there is none.",
 		Example:       "  caisson image import rootfs.tar demo:latest\n  caisson run --rm -it demo sh\n\n  caisson sandbox create pod1 && caisson sandbox start pod1\n  caisson run -d --name web --sandbox pod1 demo httpd -f -p 8080",
 		Version:       version.Long(),
 		SilenceErrors: true,

@@ -46,6 +46,7 @@ func TestCLIMatrix(t *testing.T) {
 		trial, ok := trials[path]
 		if !ok {
 			t.Errorf("%s: say in trials how it is run, or why it cannot be", path)
+			return
 		}
 		wg.Go(func() {
 			slots <- struct{}{}
@@ -61,6 +62,7 @@ func TestCLIMatrix(t *testing.T) {
 	}
 	wg.Wait()
 	m.check()
+	m.fillDaemon()
 }
 
 // scripts are what containers run.
@@ -81,8 +83,11 @@ type matrix struct {
 	names   atomic.Int64
 }
 
+// daemonSpace is what the daemon has on each of its file systems: more than it needs here.
+const daemonSpace = 64 << 20
+
 func newMatrix(t *testing.T) *matrix {
-	h := harness.Start(t, daemon.Options{})
+	h := harness.Start(t, daemon.Options{Engine: daemon.EngineEmbedded, Space: daemonSpace})
 	m := &matrix{t: t, h: h, words: map[string]string{
 		"{image}": harness.Image, "{dir}": filepath.Join(h.Dir, "m"), "{tiny}": filepath.Join(h.Dir, "tiny"), "{fixed}": filepath.Join(h.Dir, "fixed"),
 		"{archive}": filepath.Join(h.Dir, "image.tar"), "{pod}": filepath.Join(h.Dir, "pod.yaml"), "{state}": h.State,
@@ -168,6 +173,40 @@ func (m *matrix) check() {
 		}
 	}
 	m.h.Caisson(append([]string{"sandbox", "rm", "-f"}, strings.Fields(m.h.Caisson("sandbox", "ls", "-q"))...)...)
+}
+
+// fillDaemon leaves the daemon no space: what needs some says so and is taken back, what
+// needs none works, also to make room, and everything does when there is some again.
+func (m *matrix) fillDaemon() {
+	m.h.Caisson("run", "-d", "--name", "box", harness.Image, "sleep", "1000")
+	var fillers []string
+	for _, dir := range []string{m.h.Root, m.h.State} {
+		filler := filepath.Join(dir, "filler")
+		fillers = append(fillers, filler)
+		if err := os.WriteFile(filler, make([]byte, daemonSpace), 0o600); !errors.Is(err, unix.ENOSPC) {
+			m.t.Fatalf("fill: %v", err)
+		}
+	}
+	for _, line := range []string{
+		"image import {archive}", "run --name new {image} true", "run -d --name new {image} true",
+		"sandbox create new", "sandbox apply --net none -f {pod}", "exec box true", "pause box",
+	} {
+		if res := m.h.TryCaisson(strings.Fields(m.fill(line))...); res.Code == 0 || !strings.Contains(res.Stderr, "no space left on device") {
+			m.t.Errorf("%s, without space: %+v", line, res)
+		}
+	}
+	m.h.Caisson("logs", "box")
+	if out := m.h.Caisson("ps", "-aq") + m.h.Caisson("sandbox", "ls", "-q"); out != "box\nbox\n" {
+		m.t.Errorf("without space there are %q", out)
+	}
+	m.h.Caisson("rm", "-f", "box")
+	m.h.Caisson("image", "rm", m.fill("{registry}/demo:1"))
+	for _, filler := range fillers {
+		if err := os.Remove(filler); err != nil {
+			m.t.Error(err)
+		}
+	}
+	m.h.Caisson("run", "--rm", harness.Image, "true")
 }
 
 func (m *matrix) fill(text string) string {
@@ -301,7 +340,7 @@ func (m *matrix) try(c condition, r run) error {
 	if r.meanwhile != "" {
 		defer m.repeat(r.meanwhile, fill)()
 	}
-	limit := time.AfterFunc(runLimit*time.Duration(harness.Slow()), func() { _ = cmd.Process.Kill() })
+	limit := time.AfterFunc(runLimit(), func() { _ = cmd.Process.Kill() })
 	err = ready()
 	if c == interrupted && err == nil {
 		err = cmd.Process.Signal(os.Interrupt)
@@ -313,8 +352,8 @@ func (m *matrix) try(c condition, r run) error {
 	return errors.Join(err, judge(cmd, r, c, out.String()))
 }
 
-// runLimit is for what takes a second at most.
-const runLimit = 20 * time.Second
+// runLimit is for what takes a second or two.
+func runLimit() time.Duration { return 30 * time.Second * time.Duration(harness.Slow()) }
 
 // repeat runs command lines again and again until stop is called.
 func (m *matrix) repeat(lines string, fill func(string) string) (stop func()) {
@@ -352,7 +391,11 @@ func arrange(cmd *exec.Cmd, what string, waits *hung) (ready func() error, done 
 	done = func() { r.Close(); w.Close() }
 	if what == "input" {
 		cmd.Stdin = r
-		return func() error { _, err := w.Write(make([]byte, 2*size)); return err }, done, nil
+		return func() error {
+			r.Close() // so that it fails if the command has ended
+			_, err := w.Write(make([]byte, 2*size))
+			return err
+		}, done, nil
 	}
 	cmd.Stdout = w
 	return func() error {
@@ -420,7 +463,7 @@ func (h *hung) await() error {
 	select {
 	case <-h.asked:
 		return nil
-	case <-time.After(runLimit):
+	case <-time.After(runLimit()):
 		return errors.New("it asks nobody")
 	}
 }
