@@ -320,14 +320,11 @@ func (b *box) attach(inst isolation.Instance) {
 	b.mu.Lock()
 	b.inst = inst
 	b.mu.Unlock()
-	b.tasks.Attach(inst.Host(), inst.Exits())
-	b.c.background(func() {
-		select {
-		case <-inst.Done():
-			b.fallen(inst)
-		case <-b.done:
-		case <-b.c.closed:
-		}
+	b.tasks.Attach(inst.Host())
+	inst.Watch(isolation.Watcher{
+		Exited: b.tasks.Exited,
+		Gone:   b.tasks.Gone,
+		Fallen: func() { b.c.background(func() { b.fallen(inst) }) },
 	})
 }
 

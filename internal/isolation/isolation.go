@@ -53,24 +53,35 @@ type Isolation interface {
 type Instance interface {
 	// Host runs the sandbox's processes.
 	Host() Host
-	// Exits tells of every process of the sandbox that ended and was not
-	// acknowledged, those that ended while no daemon was there first. One reader;
-	// closed when what watches over the sandbox is gone.
-	Exits() <-chan monitor.Exit
+	// Watch begins to tell what happens to the sandbox. It is called once.
+	Watch(Watcher)
 	// Pid is the process that stands for the sandbox, 0 without walls.
 	Pid() int
 	// Namespaces that members join; a type that is missing here is the host's.
 	Namespaces() map[specs.LinuxNamespaceType]string
-	// Done is closed when the walls have fallen: the process that stands for the
-	// sandbox ended, or what watches over it did.
-	Done() <-chan struct{}
-	// Exit tells how, once Done is closed: nil if nobody knows.
+	// Exit tells how the walls have fallen, once Watcher.Fallen was called: nil if
+	// nobody knows.
 	Exit() *monitor.Exit
 	// End takes the walls down, with every process that is still inside. It may
 	// be repeated.
 	End(context.Context) error
-	// Close lets go of the instance without touching it.
+	// Close lets go of the instance without touching it. No call of its Watcher is
+	// under way when it returns, and none comes any more.
 	Close() error
+}
+
+// Watcher is told what happens to a sandbox, one call at a time. A call may be slow, and
+// may use the Host, but must not close the Instance.
+type Watcher struct {
+	// Exited is called for every process of the sandbox that ended and was not
+	// acknowledged, those that ended while no daemon was there first.
+	Exited func(monitor.Exit)
+	// Fallen is called when the walls have fallen: the process that stands for the
+	// sandbox ended, or what watches over it did.
+	Fallen func()
+	// Gone is called when there is nothing more to tell: what watches over the sandbox
+	// is gone, or the Instance was closed.
+	Gone func()
 }
 
 // Host is where the processes of a sandbox run and are waited for. Its

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"caisson/internal/fault"
+	"caisson/internal/reap"
 	"caisson/internal/tracing"
 )
 
@@ -35,13 +36,15 @@ type Conn struct {
 	err     error
 	wg      sync.WaitGroup
 	close   func() error
+	exits   exitQueue
 
-	mu      sync.Mutex // guards what follows
-	dir     string
-	pending map[uint32]chan reply
-	lastID  uint32
-	exits   *exitQueue // of Subscribe
-	closed  bool       // no new goroutines
+	mu         sync.Mutex // guards what follows
+	dir        string
+	pending    map[uint32]chan reply
+	lastID     uint32
+	subscribed bool
+	life       *os.File // of EndWithProcess: the monitor's pidfd
+	closed     bool     // no new goroutines
 }
 
 // reply is what the reader hands to the request that waits for it.
@@ -63,21 +66,36 @@ func newConn(dir string, sock *net.UnixConn, finished <-chan struct{}) *Conn {
 		done:     make(chan struct{}),
 		pending:  make(map[uint32]chan reply),
 	}
+	c.exits.run, c.exits.closing = c.background, c.closing
 	c.close = sync.OnceValue(func() error {
 		c.mu.Lock()
 		c.closed = true
+		life := c.life
 		c.mu.Unlock()
 		close(c.closing)
 		err := c.sock.Close()
+		if life != nil {
+			_ = life.Close() // only looked at
+		}
 		c.wg.Wait()
+		c.exits.close()
 		if errors.Is(err, net.ErrClosed) { // by the reader, which got what makes no sense
 			return nil
 		}
 		return err
 	})
-	c.wg.Add(1)
-	go c.read()
+	c.wg.Go(c.read)
 	return c
+}
+
+// background runs what Close waits for; after Close, nothing.
+func (c *Conn) background(f func()) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.closed {
+		c.wg.Go(f)
+	}
+	return !c.closed
 }
 
 // where is the monitor's directory, for messages.
@@ -103,16 +121,43 @@ func (c *Conn) Err() error {
 	}
 }
 
-// HangUp ends the connection for a monitor that has died, after what it has sent:
-// somebody else, like a process that it was just starting, may hold its end open.
-func (c *Conn) HangUp() error { return c.sock.CloseRead() }
+// EndWithProcess lets the connection end when the monitor's process does, after what it
+// has sent: somebody else, like a process that it was just starting, may hold its end
+// open. One that this process has started does so by itself. It is called at most once.
+func (c *Conn) EndWithProcess() error {
+	if c.finished != nil {
+		return nil
+	}
+	fd, err := reap.Open(c.pid)
+	if errors.Is(err, unix.ESRCH) {
+		err = fmt.Errorf("%w: %w", errdefs.ErrUnavailable, err)
+	}
+	if err != nil {
+		return c.wrap("watch its process", err)
+	}
+	life := os.NewFile(uintptr(fd), "pidfd")
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closed {
+		return c.wrap("watch its process", errors.Join(errdefs.ErrUnavailable, life.Close()))
+	}
+	c.life = life
+	c.wg.Go(func() {
+		if reap.AwaitEnd(life) == nil {
+			_ = c.hangUp()
+		}
+	})
+	return nil
+}
+
+// hangUp ends the connection once all is read that was sent.
+func (c *Conn) hangUp() error { return c.sock.CloseRead() }
 
 // Close drops the connection. The monitor and the sandbox live on.
 func (c *Conn) Close() error { return c.close() }
 
 // read is the goroutine that receives; Close waits for it.
 func (c *Conn) read() {
-	defer c.wg.Done()
 	err := c.receive()
 	select {
 	case <-c.closing:
@@ -122,26 +167,26 @@ func (c *Conn) read() {
 	}
 	c.err = err
 	close(c.done)
-	c.mu.Lock()
-	exits := c.exits
-	c.mu.Unlock()
-	if exits != nil {
-		exits.end()
-	}
+	c.exits.finish()
+}
+
+// buffer is what one message is received into.
+type buffer struct {
+	msg [maxMessage + 1]byte
+	oob [(unix.SizeofCmsghdr + maxFDs*4 + 7) &^ 7]byte // CmsgSpace
 }
 
 // buffers are for one message each. A connection has none while it waits: there
 // are as many as sandboxes, and nearly all are silent.
-var buffers = sync.Pool{New: func() any { return new([maxMessage + 1]byte) }}
+var buffers = sync.Pool{New: func() any { return new(buffer) }}
 
 func (c *Conn) receive() error {
 	raw, err := c.sock.SyscallConn()
 	if err != nil {
 		return err
 	}
-	oob := make([]byte, unix.CmsgSpace(maxFDs*4))
 	for {
-		msg, files, err := receiveMessage(raw, oob)
+		msg, files, err := receiveMessage(raw)
 		if err == nil {
 			err = c.dispatch(msg, files)
 		}
@@ -155,30 +200,36 @@ func (c *Conn) receive() error {
 }
 
 // receiveMessage waits for a message and the files that came with it.
-func receiveMessage(raw syscall.RawConn, oob []byte) (msg []byte, files []*os.File, err error) {
-	var n, oobn, flags int
+func receiveMessage(raw syscall.RawConn) (msg []byte, files []*os.File, err error) {
 	var failed error
 	err = raw.Read(func(fd uintptr) bool {
-		buf := buffers.Get().(*[maxMessage + 1]byte)
-		defer buffers.Put(buf)
-		for {
-			n, oobn, flags, _, failed = unix.Recvmsg(int(fd), buf[:], oob, unix.MSG_CMSG_CLOEXEC)
-			if failed != unix.EINTR {
-				break
-			}
-		}
-		if failed == nil {
-			msg = slices.Clone(buf[:n])
-		}
+		msg, files, failed = receiveNow(int(fd))
 		return failed != unix.EAGAIN
 	})
-	if err = errors.Join(err, failed); err != nil {
+	if err == nil {
+		err = failed
+	}
+	return msg, files, err
+}
+
+// receiveNow fails with EAGAIN if there is no message.
+func receiveNow(fd int) (msg []byte, files []*os.File, err error) {
+	buf := buffers.Get().(*buffer)
+	defer buffers.Put(buf)
+	var n, oobn, flags int
+	for {
+		n, oobn, flags, _, err = unix.Recvmsg(fd, buf.msg[:], buf.oob[:], unix.MSG_CMSG_CLOEXEC)
+		if err != unix.EINTR {
+			break
+		}
+	}
+	if err != nil {
 		return nil, nil, err
 	}
 	if n == 0 && oobn == 0 {
 		return nil, nil, io.EOF
 	}
-	files, err = parseFiles(oob[:oobn])
+	files, err = parseFiles(buf.oob[:oobn])
 	if err == nil && (flags&(unix.MSG_TRUNC|unix.MSG_CTRUNC) != 0 || n > maxMessage) {
 		err = errors.New("message was cut")
 	}
@@ -186,7 +237,7 @@ func receiveMessage(raw syscall.RawConn, oob []byte) (msg []byte, files []*os.Fi
 		closeFiles(files)
 		return nil, nil, err
 	}
-	return msg, files, nil
+	return slices.Clone(buf.msg[:n]), files, nil
 }
 
 // dispatch hands a message, and its files, to the one it is for.
@@ -204,10 +255,10 @@ func (c *Conn) dispatch(msg []byte, files []*os.File) error {
 			return errors.New("malformed exit")
 		}
 		c.mu.Lock()
-		exits := c.exits
+		subscribed := c.subscribed
 		c.mu.Unlock()
-		if exits != nil {
-			exits.put(r.Exit)
+		if subscribed {
+			c.exits.put(r.Exit)
 		}
 		return nil
 	}

@@ -162,10 +162,17 @@ func mustSpawn(t testing.TB, c *Conn, r SpawnRequest) Process {
 
 func mustSubscribe(t testing.TB, c *Conn) <-chan Exit {
 	t.Helper()
-	ch, err := c.Subscribe(testContext(t))
-	if err != nil {
+	if err := c.Subscribe(testContext(t)); err != nil {
 		t.Fatal(err)
 	}
+	return delivered(c)
+}
+
+// delivered has room for more exits than any test lets come: it does not keep a
+// connection from being closed.
+func delivered(c *Conn) <-chan Exit {
+	ch := make(chan Exit, 4096)
+	c.Deliver(func(e Exit) { ch <- e }, func() { close(ch) })
 	return ch
 }
 

@@ -117,9 +117,9 @@ func ask(t *testing.T, c *Conn) {
 		f.Close()
 	}
 	_, _ = c.Hold(ctx, HoldRequest{})
-	if exits, err := c.Subscribe(ctx); err == nil {
-		c.HangUp()
-		for range exits {
+	if err := c.Subscribe(ctx); err == nil {
+		c.hangUp()
+		for range delivered(c) {
 		}
 	}
 	if ctx.Err() != nil {

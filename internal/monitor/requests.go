@@ -168,48 +168,31 @@ func (c *Conn) Ack(ctx context.Context, serial uint64) error {
 	return c.do(ctx, fmt.Sprintf("acknowledge process %d", serial), request{typ: msgAck, fill: func(e *encoder) { e.u64(serial) }})
 }
 
-// Subscribe returns the exits that nobody acknowledged, oldest first, and
-// from then on each new one. A Conn can be subscribed once. The consumer may
-// be slow, and may itself use the Conn. The channel is closed by Close, or
-// after the last exit received when the connection is lost.
-func (c *Conn) Subscribe(ctx context.Context) (<-chan Exit, error) {
-	q := newExitQueue()
-	if err := c.runQueue(q); err != nil {
-		return nil, c.wrap("subscribe", err)
+// Subscribe asks for the exits that nobody acknowledged, oldest first, and from then
+// on for each new one. Deliver says who gets them. A Conn can be subscribed once.
+func (c *Conn) Subscribe(ctx context.Context) error {
+	const what = "subscribe"
+	c.mu.Lock()
+	again := c.subscribed
+	c.subscribed = true
+	c.mu.Unlock()
+	if again {
+		return c.wrap(what, errdefs.ErrAlreadyExists)
 	}
-	if err := c.do(ctx, "subscribe", request{typ: msgSubscribe}); err != nil {
+	err := c.do(ctx, what, request{typ: msgSubscribe})
+	if err != nil {
 		c.mu.Lock()
-		c.exits = nil
+		c.subscribed = false
 		c.mu.Unlock()
-		q.end()
-		return nil, err
 	}
-	select {
-	case <-c.done: // the reader may have looked before the queue was there
-		q.end()
-	default:
-	}
-	return q.out, nil
+	return err
 }
 
-// runQueue starts the goroutine that delivers exits, before any can come.
-func (c *Conn) runQueue(q *exitQueue) error {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.closed {
-		return fmt.Errorf("connection closed: %w", errdefs.ErrUnavailable)
-	}
-	if c.exits != nil {
-		return errdefs.ErrAlreadyExists
-	}
-	c.exits = q
-	c.wg.Add(1)
-	go func() {
-		defer c.wg.Done()
-		q.run(c.closing)
-	}()
-	return nil
-}
+// Deliver lets take have each exit that Subscribe asked for, those that came before
+// Deliver as well, and calls end after the last one: when the connection is lost, or by
+// Close, which drops those that are left. One call is made at a time; it may be slow, and
+// may itself use the Conn, but not close it. Deliver is called once.
+func (c *Conn) Deliver(take func(Exit), end func()) { c.exits.serve(take, end) }
 
 // Keep hands the monitor 1 to 8 files to hold open under a name, in place of
 // those it held under that name. The caller's stay open too.

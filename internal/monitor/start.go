@@ -89,15 +89,19 @@ func start(ctx context.Context, cfg Config) (_ *Conn, err error) {
 		return nil, fmt.Errorf("run %s: %w", cfg.Binary, err)
 	}
 	// This goroutine ends with the monitor, or with the daemon that it outlives.
-	finished := make(chan struct{})
+	finished, connected := make(chan struct{}), make(chan *Conn, 1)
 	var waitErr error
 	go func() {
 		awaitEnd(cmd.Process.Pid)
 		waitErr = cmd.Wait()
 		close(finished)
+		if c := <-connected; c != nil {
+			_ = c.hangUp() // it is closed already, mostly
+		}
 	}()
 	fault.Point("monitor:runs")
 	c, err := connect(ctx, cfg.Dir, dir, finished)
+	connected <- c
 	if err != nil {
 		// It was just started, so it has nothing to lose.
 		err = errors.Join(err, ignoreDone(cmd.Process.Kill()))

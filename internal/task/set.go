@@ -66,7 +66,7 @@ type Config struct {
 // Set is the tasks of one sandbox. It is safe for concurrent use.
 type Set struct {
 	cfg Config
-	wg  sync.WaitGroup // dispatch and the handling of exits
+	wg  sync.WaitGroup // the handling of exits
 
 	ending  context.Context // over once End was called: nothing starts any more
 	end     context.CancelFunc
@@ -98,19 +98,13 @@ func NewSet(cfg Config) *Set {
 	return s
 }
 
-// Attach gives the set the place where its processes run, and starts to handle
-// their exits, those that are owed from before included. It ends with exits;
-// Close waits for that. It is called once.
-func (s *Set) Attach(host isolation.Host, exits <-chan monitor.Exit) {
+// Attach gives the set the place where its processes run, of whose exits Exited is told
+// from then on, those that are owed from before included, and last of all Gone. It is
+// called once.
+func (s *Set) Attach(host isolation.Host) {
 	s.mu.Lock()
 	s.host = host
 	s.mu.Unlock()
-	s.background(func() {
-		for e := range exits {
-			s.dispatch(e)
-		}
-		s.abandon()
-	})
 }
 
 // background runs what Close waits for; after Close, nothing.
@@ -275,9 +269,9 @@ func (p *process) current() bool {
 	return err == nil && now == p
 }
 
-// dispatch routes the end of one process. Handlers run on their own, since an
+// Exited routes the end of one process. Handlers run on their own, since an
 // exit waits for the verb that is under way on its process.
-func (s *Set) dispatch(e monitor.Exit) {
+func (s *Set) Exited(e monitor.Exit) {
 	if e.Kind == monitor.Spawned {
 		s.runEnded(e)
 		return
@@ -334,9 +328,9 @@ func (s *Set) unexpect(tag string) {
 // sandbox any more. Lost settles what ran.
 var ErrMonitorGone = fmt.Errorf("the sandbox's monitor is gone: %w", errdefs.ErrUnavailable)
 
-// abandon is called when the monitor is gone: nobody can start anything here
+// Gone is called when the monitor is gone: nobody can start anything here
 // any more, and who waits for a runtime waits in vain.
-func (s *Set) abandon() {
+func (s *Set) Gone() {
 	s.mu.Lock()
 	s.host = nil
 	for tag, ch := range s.runs {

@@ -191,7 +191,7 @@ func TestRuntimesAreExpectedAndAbandoned(t *testing.T) {
 		t.Errorf("acknowledged %v", acked)
 	}
 	abandoned, _ := s.expect("e")
-	s.abandon()
+	s.Gone()
 	if _, ok := <-abandoned; ok {
 		t.Error("an exit without a monitor")
 	}
@@ -222,7 +222,7 @@ func TestExitsOfWhatIsNotThereAreAcknowledged(t *testing.T) {
 		{Kind: monitor.Adopted, Tag: "c/none", Process: monitor.Process{Serial: 2}},
 		{Kind: monitor.Adopted, Tag: "c", Process: monitor.Process{Serial: 3}}, // of a start that was undone
 	} {
-		s.dispatch(e)
+		s.Exited(e)
 		s.wg.Wait()
 	}
 	if !slices.Equal(host.serials, []uint64{1, 2, 3}) || p.snapshot().State != Running {

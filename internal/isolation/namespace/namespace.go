@@ -22,7 +22,6 @@ import (
 	"caisson/internal/fault"
 	"caisson/internal/isolation"
 	"caisson/internal/monitor"
-	"caisson/internal/reap"
 	"caisson/internal/undo"
 )
 
@@ -155,96 +154,56 @@ func end(ctx context.Context, conn *monitor.Conn) error {
 type instance struct {
 	conn   *monitor.Conn
 	holder monitor.Process
-	exits  chan monitor.Exit
-	done   chan struct{}
-	closed chan struct{}
-	close  func() error
 
-	mu   sync.Mutex // guards exit
-	exit *monitor.Exit
+	mu     sync.Mutex // guards what follows
+	exit   *monitor.Exit
+	closed bool
 }
 
 func newInstance(ctx context.Context, conn *monitor.Conn, holder monitor.Process) (*instance, error) {
-	life, err := openProcess(conn.Pid())
-	if err != nil {
-		return nil, fmt.Errorf("watch monitor: %w", err)
+	if err := conn.EndWithProcess(); err != nil {
+		return nil, err
 	}
 	// Its answer says that it lives, so the pid is still its own.
-	src, err := conn.Subscribe(ctx)
-	if err != nil {
-		return nil, errors.Join(fmt.Errorf("subscribe to exits: %w", err), life.Close())
+	if err := conn.Subscribe(ctx); err != nil {
+		return nil, fmt.Errorf("subscribe to exits: %w", err)
 	}
-	in := &instance{
-		conn:   conn,
-		holder: holder,
-		exits:  make(chan monitor.Exit),
-		done:   make(chan struct{}),
-		closed: make(chan struct{}),
-	}
-	var watchers sync.WaitGroup
-	watchers.Go(func() { in.watch(src) })
-	watchers.Go(func() { in.outlive(life) })
-	in.close = sync.OnceValue(func() error {
-		close(in.closed)
-		err := errors.Join(conn.Close(), life.Close())
-		watchers.Wait()
-		return err
-	})
-	return in, nil
+	return &instance{conn: conn, holder: holder}, nil
 }
 
-// openProcess returns a process's pidfd, which is readable once it has ended.
-func openProcess(pid int) (*os.File, error) {
-	fd, err := reap.Open(pid)
-	if errors.Is(err, unix.ESRCH) {
-		return nil, fmt.Errorf("process %d: %w: %w", pid, err, errdefs.ErrUnavailable)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("process %d: %w", pid, err)
-	}
-	return os.NewFile(uintptr(fd), "pidfd"), nil
-}
-
-// outlive ends the connection when the monitor has ended. It ends itself then, or
-// when life is closed.
-func (in *instance) outlive(life *os.File) {
-	if reap.AwaitEnd(life) == nil {
-		_ = in.conn.HangUp() // it is closed already, mostly
-	}
-}
-
-// watch passes on the exits of members and keeps the holder's for itself. It
-// ends with the connection. Close is not the end of the walls, so done stays
-// open then.
-func (in *instance) watch(src <-chan monitor.Exit) {
-	defer close(in.exits)
-	fallen := sync.OnceFunc(func() { close(in.done) })
-	for e := range src {
-		if e.Kind == monitor.Holder {
-			in.mu.Lock()
-			in.exit = &e
-			in.mu.Unlock()
-			fallen()
-			continue
-		}
-		select {
-		case in.exits <- e:
-		case <-in.closed:
+// Watch passes on the exits of members and keeps the holder's for itself. Close is not
+// the end of the walls.
+func (in *instance) Watch(w isolation.Watcher) {
+	fallen := sync.OnceFunc(w.Fallen)
+	in.conn.Deliver(func(e monitor.Exit) {
+		if e.Kind != monitor.Holder {
+			w.Exited(e)
 			return
 		}
-	}
-	select {
-	case <-in.closed:
-	default:
+		in.mu.Lock()
+		in.exit = &e
+		in.mu.Unlock()
 		fallen()
-	}
+	}, func() {
+		w.Gone()
+		in.mu.Lock()
+		closed := in.closed
+		in.mu.Unlock()
+		if !closed {
+			fallen()
+		}
+	})
 }
 
-func (in *instance) Host() isolation.Host       { return in.conn }
-func (in *instance) Exits() <-chan monitor.Exit { return in.exits }
-func (in *instance) Pid() int                   { return in.holder.Pid }
-func (in *instance) Done() <-chan struct{}      { return in.done }
-func (in *instance) Close() error               { return in.close() }
+func (in *instance) Host() isolation.Host { return in.conn }
+func (in *instance) Pid() int             { return in.holder.Pid }
+
+func (in *instance) Close() error {
+	in.mu.Lock()
+	in.closed = true
+	in.mu.Unlock()
+	return in.conn.Close()
+}
 
 func (in *instance) End(ctx context.Context) error { return end(ctx, in.conn) }
 
