@@ -255,6 +255,7 @@ static _Noreturn void run_holder(const struct request *rq, struct hold *h, const
 	}
 	unmap_buffers();
 	records_unmap();
+	give_back_stack();
 	if (!give_up_all(pipe))
 		_exit(1);
 	/* If the monitor died before the death signal was set, nobody reads this. */

@@ -304,6 +304,16 @@ static void receive(struct conn *c)
 	buffers_used = true;
 }
 
+/* Gives back the pages of the stack that only deeper calls have used. */
+__attribute__((noinline)) void give_back_stack(void)
+{
+	enum { PAGE = 4096, DEEPEST = 16 * PAGE, OWN = 256 /* this call, and more */ };
+	uintptr_t below = ((uintptr_t)__builtin_frame_address(0) - OWN) & -(uintptr_t)PAGE;
+
+	/* It fails where the stack has not been that deep, and does the rest. */
+	madvise((void *)(below - DEEPEST), DEEPEST, MADV_DONTNEED);
+}
+
 /* For the holder, which shares the monitor's memory and needs little of it. */
 void unmap_buffers(void)
 {
@@ -375,6 +385,7 @@ static _Noreturn void loop(int signals)
 		fds[2 + MAX_CONNS] = (struct pollfd){.fd = greeter ? -1 : greeting_fd(), .events = POLLIN};
 		if (buffers_used) { /* give the pages back: most monitors are idle most of the time */
 			madvise(in_buf, 2 * MSG_MAX, MADV_DONTNEED);
+			give_back_stack();
 			buffers_used = false;
 		}
 		if (poll(fds, 2 + MAX_CONNS + 1, more ? 0 : end.on ? 50 : -1) < 0)

@@ -56,6 +56,7 @@ struct request {
 extern char *proc_title; /* argv[0] and what follows it in memory */
 extern struct rlimit nofile_before;
 extern int oom_score_before; /* -1: not changed */
+void give_back_stack(void);
 void unmap_buffers(void);
 bool is_root(int fd); /* whoever made the connection */
 int fail(int err, const char *what, const char *detail); /* notes the step, returns err */
