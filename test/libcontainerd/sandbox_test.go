@@ -60,11 +60,14 @@ func TestSandbox(t *testing.T) {
 		}
 
 		c := unique("c")
-		ctr, err := sb.NewContainer(e.ctx(), c, s.spec(c, "exec sleep 1000"), s.runtime, nil, s.snapshot(c))
+		ctr, err := sb.NewContainer(e.ctx(), c, s.spec(c, "echo ready; exec sleep 1000"), s.runtime, nil, s.snapshot(c))
 		must(t, "NewContainer", err)
 		e.ids = append(e.ids, c)
-		_, err = ctr.Start(e.ctx(), "", false, discard)
+		var con console
+		_, err = ctr.Start(e.ctx(), "", false, con.attach)
 		must(t, "Start", err)
+		// As long as it is runc, Go's runtime would end it with code 2 at a SIGTERM.
+		must(t, "output", con.await(e.ctx(), "ready"))
 		m, err := sb.Metrics(e.ctx())
 		must(t, "Metrics", err)
 		switch m.Metrics.(type) {
@@ -88,8 +91,8 @@ func TestSandbox(t *testing.T) {
 			_, err := sb.Wait(e.ctx())
 			ended <- err
 		}()
-		must(t, "Stop", sb.Stop(e.ctx(), 10*time.Second))
-		must(t, "Stop again", sb.Stop(e.ctx(), 10*time.Second))
+		must(t, "Stop", sb.Stop(e.ctx(), 2*time.Second))
+		must(t, "Stop again", sb.Stop(e.ctx(), 2*time.Second))
 		must(t, "Wait", <-ended)
 		e.await(c, "exit 137")
 		e.await(id, "exit 0")
