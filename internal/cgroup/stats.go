@@ -5,8 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"sync"
 
 	"github.com/containerd/cgroups/v3/cgroup1"
@@ -207,7 +209,7 @@ func memoryField(s *stats1.MemoryStat, key string) *uint64 {
 // went with the CFQ scheduler, in Linux 5.0.
 func readBlkio(d *controlDir, m *stats1.Metrics) {
 	m.Blkio = &stats1.BlkIOStat{}
-	var names map[[2]uint64]string
+	names := map[string]string{}
 	for _, f := range []struct {
 		name    string
 		entries *[]*stats1.BlkIOEntry
@@ -222,28 +224,24 @@ func readBlkio(d *controlDir, m *stats1.Metrics) {
 			}
 			major, minor, _ := bytes.Cut(words[0], []byte(":"))
 			e := &stats1.BlkIOEntry{Op: string(words[1]), Major: d.parse(major), Minor: d.parse(minor), Value: d.parse(words[2])}
-			if names == nil {
-				names = blockDevices()
+			name, known := names[string(words[0])]
+			if !known {
+				name = blockDevice(string(words[0]))
+				names[string(words[0])] = name
 			}
-			e.Device = names[[2]uint64{e.Major, e.Minor}]
+			e.Device = name
 			*f.entries = append(*f.entries, e)
 		}
 	}
 }
 
-// blockDevices are the names of the host's, as far as they can be had.
-func blockDevices() map[[2]uint64]string {
-	names := map[[2]uint64]string{}
-	_ = readDir("/proc", func(d *controlDir) {
-		for line := range bytes.Lines(d.file("partitions")) {
-			words := bytes.Fields(line)
-			if len(words) != 4 || words[0][0] < '0' || words[0][0] > '9' {
-				continue
-			}
-			names[[2]uint64{d.parse(words[0]), d.parse(words[1])}] = filepath.Join("/dev", string(words[3]))
-		}
-	})
-	return names
+// blockDevice is the path of the device with those numbers, "8:0", as far as it can be had.
+func blockDevice(numbers string) string {
+	link, err := os.Readlink("/sys/dev/block/" + numbers)
+	if err != nil {
+		return ""
+	}
+	return "/dev/" + strings.ReplaceAll(filepath.Base(link), "!", "/")
 }
 
 // controlDir reads a group's files in one hierarchy. The first failure is kept, and
