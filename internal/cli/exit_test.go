@@ -119,6 +119,8 @@ func TestUsageErrors(t *testing.T) {
 		{"pull busybox", 1, "did you mean `caisson image pull`?"},
 		{"images", 1, "did you mean `caisson image ls`?"},
 		{"rmi x", 1, "did you mean `caisson image rm`?"},
+		{"start x", 1, "did you mean `caisson run` or `caisson sandbox start`?"},
+		{"restart x", 1, "did you mean `caisson run`?"},
 		{"lgos", 1, "did you mean `caisson logs`?"},
 		{"sandbox frobnicate", 1, `has no command "frobnicate"`},
 		{"sandbox create a b", 1, "takes one ID, not 2 arguments"},

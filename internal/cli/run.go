@@ -31,8 +31,9 @@ type runFlags struct {
 func (a *app) runCommand() *cobra.Command {
 	var f runFlags
 	cmd := &cobra.Command{
-		Use:   "run [flags] IMAGE [COMMAND...]",
-		Short: "Run a container, in a sandbox of its own or an existing one",
+		Use:        "run [flags] IMAGE [COMMAND...]",
+		SuggestFor: []string{"create", "start", "restart"}, // a container runs once
+		Short:      "Run a container, in a sandbox of its own or an existing one",
 		Long: "Run a container. Without --sandbox it gets a sandbox of its own, which is removed with it.\n" +
 			"The exit code is that of the process; 125 if caisson or the daemon failed, 126 if the\n" +
 			"command cannot be executed, 127 if it is not in the image.",

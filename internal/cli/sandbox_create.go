@@ -135,7 +135,7 @@ func (f *sandboxFlags) options() (*sandboxapi.Options, error) {
 		o.Namespaces = &sandboxapi.Namespaces{SharePid: f.sharePID, HostIpc: f.hostIPC, HostPid: f.hostPID}
 	}
 	if len(f.ports) > 0 && o.Network != sandboxapi.Network_NETWORK_CNI {
-		return nil, advise(errdefs.ErrInvalidArgument, "--publish needs --net cni: the network %q leads nowhere", f.network)
+		return nil, advise(errdefs.ErrInvalidArgument, "--publish needs --net cni: no other network has a way in from a port of the host")
 	}
 	for _, s := range f.ports {
 		m, err := parsePort(s)
