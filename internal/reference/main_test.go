@@ -32,6 +32,15 @@ func read(t *testing.T, dir string) map[string]string {
 	return pages
 }
 
+func docsPage(t *testing.T, name string) string {
+	t.Helper()
+	text, err := os.ReadFile(filepath.Join("../../docs", name))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(text)
+}
+
 // TestReferenceIsCurrent: docs/reference is what the commands say.
 func TestReferenceIsCurrent(t *testing.T) {
 	fresh, err := pages()
@@ -53,11 +62,7 @@ func TestConfigurationIsCurrent(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	committed, err := os.ReadFile("../../docs/configuration.md")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if diff := cmp.Diff(string(fresh), string(committed)); diff != "" {
+	if diff := cmp.Diff(string(fresh), docsPage(t, "configuration.md")); diff != "" {
 		t.Errorf("docs/configuration.md is stale: run `make docs` and commit it\n%s", diff)
 	}
 }
@@ -143,17 +148,14 @@ func TestRunWritesBoth(t *testing.T) {
 
 // TestComparisonNamesCommands: what docs/comparison.md calls a command is one.
 func TestComparisonNamesCommands(t *testing.T) {
-	page, err := os.ReadFile("../../docs/comparison.md")
-	if err != nil {
-		t.Fatal(err)
-	}
-	named := regexp.MustCompile("`caisson ([a-z -]+)`").FindAllSubmatch(page, -1)
+	page := docsPage(t, "comparison.md")
+	named := regexp.MustCompile("`caisson ([a-z -]+)`").FindAllStringSubmatch(page, -1)
 	if len(named) < 20 {
 		t.Errorf("only %d commands are named", len(named))
 	}
 	root := programs()["1"]
 	for _, m := range named {
-		words := strings.Fields(string(m[1]))
+		words := strings.Fields(m[1])
 		if cmd, rest, err := root.Find(words); err != nil || len(rest) > 0 || cmd == root {
 			t.Errorf("there is no caisson %s: %v", m[1], err)
 		}
@@ -162,21 +164,18 @@ func TestComparisonNamesCommands(t *testing.T) {
 
 // TestComparisonGapsAreGaps: flags that docs/comparison.md says are missing are.
 func TestComparisonGapsAreGaps(t *testing.T) {
-	page, err := os.ReadFile("../../docs/comparison.md")
-	if err != nil {
-		t.Fatal(err)
-	}
-	gaps := regexp.MustCompile("(?s)\n- Of `(\\w+)`: ([^.;]+)").FindAllSubmatch(page, -1)
+	page := docsPage(t, "comparison.md")
+	gaps := regexp.MustCompile("(?s)\n- Of `(\\w+)`: ([^.;]+)").FindAllStringSubmatch(page, -1)
 	if len(gaps) < 2 {
 		t.Fatalf("gaps %q", gaps)
 	}
 	for _, gap := range gaps {
-		cmd, _, err := programs()["1"].Find([]string{string(gap[1])})
+		cmd, _, err := programs()["1"].Find([]string{gap[1]})
 		if err != nil {
 			t.Fatal(err)
 		}
-		for _, flag := range regexp.MustCompile("`--([a-z-]+)`").FindAllSubmatch(gap[2], -1) {
-			if cmd.Flags().Lookup(string(flag[1])) != nil {
+		for _, flag := range regexp.MustCompile("`--([a-z-]+)`").FindAllStringSubmatch(gap[2], -1) {
+			if cmd.Flags().Lookup(flag[1]) != nil {
 				t.Errorf("%s has --%s, and docs/comparison.md says that it has not", cmd.CommandPath(), flag[1])
 			}
 		}
