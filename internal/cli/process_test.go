@@ -1,10 +1,13 @@
 package cli
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"io"
 	"os"
+	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -94,6 +97,51 @@ func TestSignalsCancelUntilAProcessRuns(t *testing.T) {
 	sig.forwardTo(ctx, p) // which was being started meanwhile
 	if got := <-p.killed; got != syscall.SIGINT {
 		t.Errorf("forwarded %v", got)
+	}
+}
+
+// What does not heed its context is ended by the third interrupt.
+func TestInterruptsEnd(t *testing.T) {
+	const stubborn = "CAISSON_TEST_STUBBORN"
+	if os.Getenv(stubborn) != "" {
+		ctx, _ := catchSignals(t.Context())
+		os.Stdout.WriteString("ready\n") //nolint:errcheck // the parent says so
+		<-ctx.Done()
+		os.Stdout.WriteString("interrupted\n") //nolint:errcheck
+		<-make(chan int)
+	}
+	if signal.Ignored(os.Interrupt) { // by a shell in the background: the child would inherit it
+		signal.Notify(make(chan os.Signal, 1), os.Interrupt)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, os.Args[0], "-test.run=^TestInterruptsEnd$")
+	cmd.Env = append(os.Environ(), stubborn+"=yes")
+	out, err := cmd.StdoutPipe()
+	if err == nil {
+		err = cmd.Start()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	lines := bufio.NewScanner(out)
+	for _, want := range []string{"ready", "interrupted"} {
+		if !lines.Scan() || lines.Text() != want {
+			t.Fatalf("it says %q, want %q", lines.Text(), want)
+		}
+		if err := cmd.Process.Signal(os.Interrupt); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// Two that come at once are one: more of them, until it has ended.
+	ended := make(chan error, 1)
+	go func() { ended <- cmd.Wait() }()
+	for len(ended) == 0 {
+		_ = cmd.Process.Signal(os.Interrupt) // it may have ended
+	}
+	<-ended
+	if status := cmd.ProcessState.Sys().(syscall.WaitStatus); !status.Signaled() || status.Signal() != syscall.SIGINT {
+		t.Errorf("it ended with %v", cmd.ProcessState)
 	}
 }
 

@@ -29,30 +29,52 @@ type run struct {
 	input     string // on standard input
 	waits     string // what it waits for when it is interrupted: daemon, input, reader, output
 	first     string // command lines before it, with ; between them
-	meanwhile string // a command line that is repeated until it ends
+	meanwhile string // command lines that are repeated until it ends
 	never     string // why the condition cannot arise: nothing is run
 }
 
 func never(why string) []run { return []run{{never: why}} }
 func like(runs ...run) []run { return runs }
 
+// stops is a command that waits for something when it is interrupted.
+func stops(args, waits string) run {
+	return run{args: args, code: 130, waits: waits, says: "caisson: interrupted"}
+}
+
+// ends is one that is there to be interrupted, or whose process says how it ends.
+func ends(args, waits string, code int) run { return run{args: args, code: code, waits: waits} }
+
+// unheard is one that nobody reads.
+func unheard(args string) run { return run{args: args, code: 141} }
+
+// fails is a command that says why it cannot do it.
+func fails(args, says string) run { return run{args: args, code: 1, says: says} }
+
+func (r run) given(input string) run  { r.input = input; return r }
+func (r run) after(lines string) run  { r.first = lines; return r }
+func (r run) during(lines string) run { r.meanwhile = lines; return r }
+
+const (
+	noSpace  = "no space left on device"
+	readOnly = "read-only file system"
+	noRights = "run caisson as the user it belongs to"
+)
+
 // usual is what most commands do.
 func (t trial) usual(path string, c condition) run {
-	r := run{args: t.args, code: 1}
-	if path == "run" || path == "exec" {
-		r.code = 125
-	}
+	r := run{never: "it wants no terminal, and has none under the other conditions"}
 	switch c {
 	case interrupted:
-		r.code, r.waits, r.says = 130, "daemon", "caisson: interrupted"
+		return stops(t.args, "daemon")
 	case unread:
-		r.code = 141
+		return unheard(t.args)
 	case full:
-		r.says = "no space left on device"
+		r = fails(t.args, noSpace)
 	case denied:
-		r.says = "run caisson as the user it belongs to"
-	case noTerminal:
-		r.never = "it wants none, and has none under the other conditions"
+		r = fails(t.args, noRights)
+	}
+	if path == "run" || path == "exec" {
+		r.code = 125
 	}
 	return r
 }
@@ -61,6 +83,7 @@ const (
 	silent = "it writes nothing to standard output"
 	alone  = "it asks nobody, and is done at once"
 	public = "it uses neither a socket nor a file"
+	others = "it would remove what the others work on, and prints what `rm` prints"
 	criu   = "without CRIU it has nothing to print, and with it what `stop` prints"
 )
 
@@ -70,41 +93,41 @@ var local = map[condition][]run{interrupted: never(alone), denied: never(public)
 var trials = map[string]trial{
 	"run": {"run --rm --net none {image} echo hi", map[condition][]run{
 		interrupted: like(
-			run{args: "run --name {} {image} true", code: 130, waits: "daemon", says: "caisson: interrupted"},
-			run{args: "run --name {} {tcp}/demo:1", code: 130, waits: "daemon", says: "caisson: interrupted"},
-			run{args: "run --rm --net none -v {dir}:/m {image} sh /m/wait", code: 3, waits: "output"},
+			stops("run --name {} {image} true", "daemon"),
+			stops("run --name {} {tcp}/demo:1", "daemon"),
+			ends("run --rm --net none -v {dir}:/m {image} sh /m/wait", "output", 3),
 		),
 		unread: like(
-			run{args: "run --rm --net none {image} echo hi", code: 141},
-			run{args: "run --rm --net none {image} yes", code: 141},
-			run{args: "run -d --name {} --net none {image} true", code: 141},
+			unheard("run --rm --net none {image} echo hi"),
+			unheard("run --rm --net none {image} yes"),
+			unheard("run -d --name {} --net none {image} true"),
 		),
 		denied: like(
-			run{args: "run --rm {image} true", code: 125, says: "run caisson as the user it belongs to"},
-			run{args: "--root {fixed} run -d --name {} {image} true", code: 125, says: "read-only file system"},
+			run{args: "run --rm {image} true", code: 125, says: noRights},
+			run{args: "--root {fixed} run -d --name {} {image} true", code: 125, says: readOnly},
 		),
 		noTerminal: like(run{args: "run --rm -it {image} sh", code: 125, says: "needs a terminal"}),
 	}},
 	"exec": {"exec box echo hi", map[condition][]run{
 		interrupted: like(
-			run{args: "exec box true", code: 130, waits: "daemon", says: "caisson: interrupted"},
-			run{args: "exec box sh /m/wait", code: 3, waits: "output"},
+			stops("exec box true", "daemon"),
+			ends("exec box sh /m/wait", "output", 3),
 		),
 		noTerminal: like(run{args: "exec -it box sh", code: 125, says: "needs a terminal"}),
 	}},
 	"attach": {"attach box", map[condition][]run{
 		interrupted: like(
-			run{args: "attach box", code: 130, waits: "daemon", says: "caisson: interrupted"},
-			run{args: "attach chatty", code: 130, waits: "output", says: "caisson: interrupted"},
+			stops("attach box", "daemon"),
+			stops("attach chatty", "output"),
 		),
-		full:       like(run{args: "attach chatty", code: 1, says: "no space left on device"}),
+		full:       like(fails("attach chatty", noSpace)),
 		noTerminal: never("it connects to what there is"),
 	}},
 	"logs": {"logs -f box", map[condition][]run{
 		interrupted: like(
-			run{args: "logs box", code: 130, waits: "daemon", says: "caisson: interrupted"},
-			run{args: "logs -f box", code: 130, waits: "output", says: "caisson: interrupted"},
-			run{args: "logs long", code: 130, waits: "reader", says: "caisson: interrupted"},
+			stops("logs box", "daemon"),
+			stops("logs -f box", "output"),
+			stops("logs long", "reader"),
 		),
 	}},
 	"stop":    {args: "stop done"},
@@ -117,51 +140,51 @@ var trials = map[string]trial{
 	"unpause": {"unpause {}", frozen("unpause", ";pause {}")},
 	"checkpoint": {"checkpoint box", map[condition][]run{
 		unread: never(criu),
-		full:   like(run{args: "checkpoint --image-path {tiny}/{} box", code: 1, says: "--log-driver none"}),
+		full:   like(fails("checkpoint --image-path {tiny}/{} box", "--log-driver none")),
 	}},
 	"restore": {"restore done", map[condition][]run{unread: never(criu), full: never(criu)}},
 	"stats": {"stats box", map[condition][]run{
-		interrupted: like(run{args: "stats", code: 0, waits: "daemon"}, run{args: "stats box", code: 0, waits: "output"}),
+		interrupted: like(ends("stats", "daemon", 0), ends("stats box", "output", 0)),
 	}},
 	"top": {"top --no-stream box", map[condition][]run{
 		noTerminal: like(run{args: "top box", code: 0, says: "SANDBOX"}),
 	}},
 	"events": {"events", map[condition][]run{
-		interrupted: like(run{args: "events", code: 0, waits: "daemon"}, run{args: "events", code: 0, waits: "output", meanwhile: "image tag {image} {}"}),
-		full:        like(run{args: "events", code: 1, says: "no space left on device", meanwhile: "image tag {image} {}"}),
+		interrupted: like(ends("events", "daemon", 0), ends("events", "output", 0).during("image tag {image} {}")),
+		full:        like(fails("events", noSpace).during("image tag {image} {}")),
 	}},
 	"cp": {"cp box:/bin/busybox {tiny}/{}", map[condition][]run{
 		unread: never(silent),
 		denied: like(
-			run{args: "cp box:/bin/busybox {dir}/{}", code: 1, says: "run caisson as the user it belongs to"},
-			run{args: "cp box:/bin/busybox {fixed}/{}", code: 1, says: "read-only file system"},
+			fails("cp box:/bin/busybox {dir}/{}", noRights),
+			fails("cp box:/bin/busybox {fixed}/{}", readOnly),
 		),
 	}},
 	"port-forward": {"port-forward pod :80", map[condition][]run{
 		interrupted: like(
-			run{args: "port-forward pod :80", code: 130, waits: "daemon", says: "caisson: interrupted"},
-			run{args: "port-forward pod :80", code: 0, waits: "output"},
+			stops("port-forward pod :80", "daemon"),
+			ends("port-forward pod :80", "output", 0),
 		),
 	}},
 	"prune": {"prune -f", map[condition][]run{
-		unread:     never("it would remove what the others work on; it prints what `rm` prints"),
-		full:       never("it would remove what the others work on; it prints what `rm` prints"),
-		noTerminal: like(run{args: "prune", code: 1, says: "add --force"}),
+		unread:     never(others),
+		full:       never(others),
+		noTerminal: like(fails("prune", "add --force")),
 	}},
 
 	"sandbox apply": {"sandbox apply --net none -f {pod}", map[condition][]run{
 		interrupted: like(
-			run{args: "sandbox apply -f {pod}", code: 130, waits: "daemon", says: "caisson: interrupted"},
-			run{args: "sandbox apply -f -", code: 130, waits: "input", says: "caisson: interrupted"},
+			stops("sandbox apply -f {pod}", "daemon"),
+			stops("sandbox apply -f -", "input"),
 		),
-		unread: like(run{args: "sandbox apply --net none -f -", input: pod, code: 141}),
+		unread: like(unheard("sandbox apply --net none -f -").given(pod)),
 		full: like(
-			run{args: "sandbox apply --net none -f -", input: pod, code: 1, says: "no space left on device"},
-			run{args: "--root {tiny} sandbox apply --net none -f -", input: pod, code: 1, says: "no space left on device"},
+			fails("sandbox apply --net none -f -", noSpace).given(pod),
+			fails("--root {tiny} sandbox apply --net none -f -", noSpace).given(pod),
 		),
 		denied: like(
-			run{args: "sandbox apply --net none -f {pod}", code: 1, says: "run caisson as the user it belongs to"},
-			run{args: "--root {fixed} sandbox apply --net none -f -", input: pod, code: 1, says: "read-only file system"},
+			fails("sandbox apply --net none -f {pod}", noRights),
+			fails("--root {fixed} sandbox apply --net none -f -", readOnly).given(pod),
 		),
 	}},
 	"sandbox create":  {args: "sandbox create {}"},
@@ -176,24 +199,24 @@ var trials = map[string]trial{
 
 	"image pull": {"image pull {registry}/demo:1", map[condition][]run{
 		interrupted: like(
-			run{args: "image pull demo", code: 130, waits: "daemon", says: "caisson: interrupted"},
-			run{args: "image pull {tcp}/demo:1", code: 130, waits: "daemon", says: "caisson: interrupted"},
+			stops("image pull demo", "daemon"),
+			stops("image pull {tcp}/demo:1", "daemon"),
 		),
 	}},
 	"image push": {"image push {registry}/demo:1", map[condition][]run{
 		interrupted: like(
-			run{args: "image push demo", code: 130, waits: "daemon", says: "caisson: interrupted"},
-			run{args: "image push {tcp}/demo:1", first: "image tag {image} {tcp}/demo:1", code: 130, waits: "daemon", says: "caisson: interrupted"},
+			stops("image push demo", "daemon"),
+			stops("image push {tcp}/demo:1", "daemon").after("image tag {image} {tcp}/demo:1"),
 		),
 	}},
 	"image import": {"image import {archive}", map[condition][]run{
 		interrupted: like(
-			run{args: "image import {archive}", code: 130, waits: "daemon", says: "caisson: interrupted"},
-			run{args: "image import -", code: 130, waits: "input", says: "caisson: interrupted"},
+			stops("image import {archive}", "daemon"),
+			stops("image import -", "input"),
 		),
 		full: like(
-			run{args: "image import {archive}", code: 1, says: "no space left on device"},
-			run{args: "TMPDIR={tiny} image import - {}", input: strings.Repeat("x", 1<<20), code: 1, says: "no space left on device"},
+			fails("image import {archive}", noSpace),
+			fails("TMPDIR={tiny} image import - {}", noSpace).given(strings.Repeat("x", 1<<20)),
 		),
 	}},
 	"image ls":      {args: "image ls"},
@@ -202,59 +225,59 @@ var trials = map[string]trial{
 	"image tag":     {args: "image tag {image} {}"},
 	"image save": {"image save {image}", map[condition][]run{
 		interrupted: like(
-			run{args: "image save {image}", code: 130, waits: "daemon", says: "caisson: interrupted"},
-			run{args: "image save {image}", code: 130, waits: "reader", says: "caisson: interrupted"},
+			stops("image save {image}", "daemon"),
+			stops("image save {image}", "reader"),
 		),
 		full: like(
-			run{args: "image save {image}", code: 1, says: "no space left on device"},
-			run{args: "image save -o {tiny}/{} {image}", code: 1, says: "no space left on device"},
+			fails("image save {image}", noSpace),
+			fails("image save -o {tiny}/{} {image}", noSpace),
 		),
 		denied: like(
-			run{args: "image save -o {dir}/{} {image}", code: 1, says: "run caisson as the user it belongs to"},
-			run{args: "image save -o {fixed}/{} {image}", code: 1, says: "read-only file system"},
+			fails("image save -o {dir}/{} {image}", noRights),
+			fails("image save -o {fixed}/{} {image}", readOnly),
 		),
 	}},
 
 	"system df": {args: "system df"},
 	"login": {"login -u dev --password-stdin {registry}", map[condition][]run{
 		interrupted: like(
-			run{args: "login -u dev --password-stdin {registry}", code: 130, waits: "input", says: "caisson: interrupted"},
-			run{args: "login -u dev --password-stdin {tcp}", input: "secret", code: 130, waits: "daemon", says: "caisson: interrupted"},
+			stops("login -u dev --password-stdin {registry}", "input"),
+			stops("login -u dev --password-stdin {tcp}", "daemon").given("secret"),
 		),
-		unread: like(run{args: "login -u dev --password-stdin {registry}", input: "secret", code: 141}),
+		unread: like(unheard("login -u dev --password-stdin {registry}").given("secret")),
 		full: like(
-			run{args: "login -u dev --password-stdin {registry}", input: "secret", code: 1, says: "no space left on device"},
-			run{args: "DOCKER_CONFIG={tiny}/docker login -u dev --password-stdin {registry}", input: "secret", code: 1, says: "no space left on device"},
+			fails("login -u dev --password-stdin {registry}", noSpace).given("secret"),
+			fails("DOCKER_CONFIG={tiny}/docker login -u dev --password-stdin {registry}", noSpace).given("secret"),
 		),
 		denied: like(
-			run{args: "login -u dev --password-stdin {registry}", input: "secret", code: 1, says: "permission denied"},
-			run{args: "DOCKER_CONFIG={fixed}/docker login -u dev --password-stdin {registry}", input: "secret", code: 1, says: "read-only file system"},
+			fails("login -u dev --password-stdin {registry}", "permission denied").given("secret"),
+			fails("DOCKER_CONFIG={fixed}/docker login -u dev --password-stdin {registry}", readOnly).given("secret"),
 		),
-		noTerminal: like(run{args: "login {registry}", code: 1, says: "add --username and --password-stdin"}),
+		noTerminal: like(fails("login {registry}", "add --username and --password-stdin")),
 	}},
 	"logout": {"logout {registry}", map[condition][]run{
 		interrupted: never(alone),
 		unread:      never(silent),
-		full:        like(run{args: "DOCKER_CONFIG={tiny}/docker logout kept.example", code: 1, says: "no space left on device"}),
-		denied:      like(run{args: "logout {registry}", code: 1, says: "permission denied"}),
+		full:        like(fails("DOCKER_CONFIG={tiny}/docker logout kept.example", noSpace)),
+		denied:      like(fails("logout {registry}", "permission denied")),
 	}},
 	"version": {args: "version"},
 	"info":    {args: "info"},
 	"doctor": {"doctor --state {state}", map[condition][]run{
-		denied: like(run{args: "doctor --state {state}", code: 1, says: "run caisson doctor as root"}),
+		denied: like(fails("doctor --state {state}", "run caisson doctor as root")),
 	}},
 	"debug dump": {"debug dump -o -", map[condition][]run{
 		interrupted: like(
-			run{args: "debug dump -o -", code: 130, waits: "daemon", says: "caisson: interrupted"},
-			run{args: "debug dump -o {dir}/{}", code: 130, waits: "daemon", says: "caisson: interrupted"},
+			stops("debug dump -o -", "daemon"),
+			stops("debug dump -o {dir}/{}", "daemon"),
 		),
 		full: like(
-			run{args: "debug dump -o -", code: 1, says: "no space left on device"},
-			run{args: "debug dump -o {tiny}/{}", code: 1, says: "no space left on device"},
+			fails("debug dump -o -", noSpace),
+			fails("debug dump -o {tiny}/{}", noSpace),
 		),
 		denied: like(
-			run{args: "debug dump -o -", code: 1, says: "only root may look into the daemon"},
-			run{args: "debug dump -o {fixed}/{}", code: 1, says: "read-only file system"},
+			fails("debug dump -o -", "only root may look into the daemon"),
+			fails("debug dump -o {fixed}/{}", readOnly),
 		),
 	}},
 	"config containerd":     {"config containerd", local},
@@ -269,8 +292,8 @@ var trials = map[string]trial{
 func frozen(verb, first string) map[condition][]run {
 	first = "run -d --name {} --net none {image} sleep 1000" + first
 	return map[condition][]run{
-		unread: like(run{args: verb + " {}", first: first, code: 141}),
-		full:   like(run{args: verb + " {}", first: first, code: 1, says: "no space left on device"}),
+		unread: like(unheard(verb + " {}").after(first)),
+		full:   like(fails(verb+" {}", noSpace).after(first)),
 	}
 }
 
