@@ -140,7 +140,11 @@ var trials = map[string]trial{
 	"unpause": {"unpause {}", frozen("unpause", ";pause {}")},
 	"checkpoint": {"checkpoint box", map[condition][]run{
 		unread: never(criu),
-		full:   like(fails("checkpoint --image-path {tiny}/{} box", "--log-driver none")),
+		full:   like(fails("checkpoint --image-path {tiny}/{} chatty", noSpace)),
+		denied: like(
+			fails("checkpoint box", noRights),
+			fails("checkpoint --image-path {fixed}/{} chatty", readOnly),
+		),
 	}},
 	"restore": {"restore done", map[condition][]run{unread: never(criu), full: never(criu)}},
 	"stats": {"stats box", map[condition][]run{
