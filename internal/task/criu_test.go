@@ -191,6 +191,33 @@ func TestHostileStreams(t *testing.T) {
 	}
 }
 
+// FuzzReadOutside: what a checkpoint says of its streams is refused, or is one line of
+// CRIU's configuration each.
+func FuzzReadOutside(f *testing.F) {
+	f.Add([]byte(`[{"Name":"file[1a:2]","Mode":33554816},{},{"Name":"","Mode":0}]`))
+	f.Add([]byte(`[{"Name":"file[1:2]\naction-script /evil"}]`))
+	f.Add([]byte(`[{},{},{},{"Name":"x"}]`))
+	f.Add([]byte(`{`))
+	path := filepath.Join(f.TempDir(), outsideFile)
+	f.Fuzz(func(t *testing.T, data []byte) {
+		if err := os.WriteFile(path, data, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		streams, err := readOutside(path)
+		if err != nil {
+			if !errdefs.IsDataLoss(err) {
+				t.Errorf("class of %v", err)
+			}
+			return
+		}
+		for _, s := range streams {
+			if s.Name != "" && (!strings.HasPrefix(s.Name, "file[") || strings.ContainsAny(s.Name, " \t\n\"#")) {
+				t.Errorf("name %q", s.Name)
+			}
+		}
+	})
+}
+
 // TestLeaveOut: CRIU is told of what is outside, and of nothing else.
 func TestLeaveOut(t *testing.T) {
 	if os.Getuid() != 0 {
