@@ -136,8 +136,8 @@ func defaults(cfg Config) table {
 		},
 		// How often CRI looks at each pod and container for the processor time that it
 		// uses a second. Each second, as containerd has it, that is most of what an idle
-		// node does; the kubelet, who asks, does so every ten.
-		"stats_collect_period": "10s",
+		// node does; metrics-server, for which the kubelet asks, does so every fifteen.
+		"stats_collect_period": "15s",
 	}
 	cni := table{}
 	if cfg.CNIConfDir != "" {

@@ -67,7 +67,7 @@ func TestDefaultsOfPlugins(t *testing.T) {
 	if at(t, plugins, pluginRuntime, "cni", "conf_dir") != "/cni/conf" {
 		t.Error("CNI directory")
 	}
-	if at(t, plugins, pluginRuntime, "stats_collect_period") != "10s" {
+	if at(t, plugins, pluginRuntime, "stats_collect_period") != "15s" {
 		t.Error("period of CRI's statistics")
 	}
 	if at(t, plugins, pluginGRPC, "address") != cfg.Address || at(t, plugins, pluginTTRPC, "address") != cfg.Address+".ttrpc" {
