@@ -55,6 +55,11 @@ func Run(ctx context.Context, cfg config.Config) (err error) {
 	}
 	var steps undo.Stack
 	defer func() {
+		// To be told to stop is no failure, while it starts neither.
+		if ctx.Err() != nil && (errors.Is(err, ctx.Err()) || errors.Is(err, context.Cause(ctx))) {
+			log.G(ctx).WithError(err).Info("caissond stops before it was ready")
+			err = nil
+		}
 		if serr := steps.Run(ctx); serr != nil {
 			err = errors.Join(err, fmt.Errorf("stop: %w", serr))
 		}

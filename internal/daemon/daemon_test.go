@@ -333,3 +333,14 @@ func TestLockOfADyingDaemonIsWaitedFor(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestStopWhileItStarts: a daemon that was told to stop has not failed.
+func TestStopWhileItStarts(t *testing.T) {
+	for name, cause := range map[string]error{"cancelled": nil, "by a signal": errors.New("terminated signal received")} {
+		ctx, cancel := context.WithCancelCause(context.Background())
+		cancel(cause)
+		if err := Run(ctx, sandboxerConfig(t)); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
