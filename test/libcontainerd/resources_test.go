@@ -119,12 +119,17 @@ func TestUpdateResources(t *testing.T) {
 func TestOOM(t *testing.T) {
 	each(t, func(t *testing.T, s *server) {
 		e := s.engine(nil)
-		task, id := e.run(`read -r go </dev/null; until [ -e /go ]; do sleep 0.05; done; head -c 200m /dev/zero | tail; exit 13`,
+		// It does not end until the kill was told of: a container that ends right after it
+		// may take it along, with containerd's own shim.
+		task, id := e.run(`until [ -e /go ]; do sleep 0.05; done; head -c 200m /dev/zero | tail; until [ -e /end ]; do sleep 0.05; done; exit 13`,
 			oci.WithMemoryLimit(16<<20), oci.WithoutRunMount)
 		_, err := task.Exec(e.ctx(), "go", command("touch", "/go"), false, discard)
 		must(t, "Exec", err)
 		if oom := e.await(id, "oom"); oom.Info.Pid != task.Pid() {
 			t.Errorf("oom of pid %d, want %d", oom.Info.Pid, task.Pid())
+		}
+		if _, err := task.Exec(e.ctx(), "end", command("touch", "/end"), false, discard); err != nil {
+			e.await(id, "exit 137") // the kernel has chosen the shell, not tail
 		}
 		event, err := e.log.Wait(e.ctx(), func(event eventOf) bool {
 			return event.ID == id && event.Type == libcontainerd.EventExit && event.Info.ProcessID == id
