@@ -1,15 +1,12 @@
 package task
 
 import (
-	"bufio"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"regexp"
-	"strconv"
 	"strings"
-	"syscall"
 
 	"github.com/containerd/errdefs"
 
@@ -135,86 +132,4 @@ func readOutside(path string) (streams [3]outside, err error) {
 		}
 	}
 	return streams, err
-}
-
-// outsideStreams looks at the standard streams of a process.
-func outsideStreams(pid int) (streams [3]outside, err error) {
-	mounts, err := mountIDs(pid)
-	if err != nil {
-		return streams, err
-	}
-	for fd := range streams {
-		if streams[fd], err = outsideStream(pid, fd, mounts); err != nil {
-			return streams, fmt.Errorf("%s: %w", streamNames[fd], err)
-		}
-	}
-	return streams, nil
-}
-
-func outsideStream(pid, fd int, mounts map[int]bool) (outside, error) {
-	path := fmt.Sprintf("/proc/%d/fd/%d", pid, fd)
-	info, err := os.Stat(path)
-	if errors.Is(err, os.ErrNotExist) { // closed, or a socket's
-		return outside{}, nil
-	}
-	if err != nil {
-		return outside{}, err
-	}
-	target, err := os.Readlink(path)
-	if err != nil {
-		return outside{}, err
-	}
-	stat, ok := info.Sys().(*syscall.Stat_t)
-	named := filepath.IsAbs(target) // a pipe is none
-	if kind := info.Mode().Type(); !ok || !named || kind != 0 && kind != os.ModeNamedPipe {
-		return outside{}, nil
-	}
-	mount, err := mountID(fmt.Sprintf("/proc/%d/fdinfo/%d", pid, fd))
-	if err != nil || mounts[mount] {
-		return outside{}, err
-	}
-	return outside{Name: fmt.Sprintf("file[%x:%x]", mount, stat.Ino), Mode: info.Mode()}, nil
-}
-
-// mountIDs are those of the mounts that a process has.
-func mountIDs(pid int) (map[int]bool, error) {
-	ids := map[int]bool{}
-	err := eachLine(fmt.Sprintf("/proc/%d/mountinfo", pid), func(line string) error {
-		field, _, _ := strings.Cut(line, " ")
-		id, err := strconv.Atoi(field)
-		ids[id] = true
-		return err
-	})
-	return ids, err
-}
-
-// mountID is that of the mount of an open file, of which fdinfo tells.
-func mountID(fdinfo string) (id int, err error) {
-	found := false
-	err = eachLine(fdinfo, func(line string) (err error) {
-		if value, ok := strings.CutPrefix(line, "mnt_id:"); ok {
-			found = true
-			id, err = strconv.Atoi(strings.TrimSpace(value))
-		}
-		return err
-	})
-	if err == nil && !found {
-		err = fmt.Errorf("%s tells no mount: %w", fdinfo, errdefs.ErrNotImplemented)
-	}
-	return id, err
-}
-
-func eachLine(path string, use func(line string) error) error {
-	f, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	defer f.Close() // only read from
-	lines := bufio.NewScanner(f)
-	for lines.Scan() {
-		if err := use(lines.Text()); err != nil {
-			return fmt.Errorf("%s: %w", path, err)
-		}
-	}
-	return lines.Err()
 }
