@@ -54,7 +54,12 @@ func outsideStream(pid, fd int, mounts map[int]bool) (outside, error) {
 
 // mountIDs are those of the mounts that a process has.
 func mountIDs(pid int) (map[int]bool, error) {
-	mounts, err := mountinfo.PidMountInfo(pid)
+	table, err := os.Open(fmt.Sprintf("/proc/%d/mountinfo", pid))
+	if err != nil {
+		return nil, err
+	}
+	defer table.Close()
+	mounts, err := mountinfo.GetMountsFromReader(table, nil)
 	ids := make(map[int]bool, len(mounts))
 	for _, m := range mounts {
 		ids[m.ID] = true
