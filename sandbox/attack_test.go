@@ -190,6 +190,7 @@ busybox du -k /etc/hosts /etc/hostname /etc/resolv.conf /dev/shm | busybox awk '
 	if _, err := fmt.Sscan(r.output(out), &sum); err != nil || sum > 5<<10 {
 		t.Errorf("%d KiB written, %v", sum, err)
 	}
+	r.files("sb")
 	entries, err := os.ReadDir(r.path("sb", "etc"))
 	if err != nil || len(entries) != 3 {
 		t.Errorf("files of the sandbox: %v, %v", entries, err)

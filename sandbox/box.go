@@ -116,6 +116,7 @@ type box struct {
 	k     key
 	dir   string
 	tasks *task.Set
+	files filesInUse
 
 	op   chan struct{}
 	done chan struct{} // closed when Stopped
@@ -145,6 +146,7 @@ func (c *Controller) newBox(rec boxRecord) *box {
 		RuntimeRoot:   c.cfg.Runtime.Root,
 		SystemdCgroup: c.cfg.Runtime.SystemdCgroup,
 		Membership:    b.membership,
+		UseFiles:      b.useFiles,
 		StdinStays:    func() bool { return b.snapshot().Settings.CRI },
 		KeepsDeleted:  func() bool { return b.snapshot().Kind == kindSingle },
 		Events:        c.cfg.Events,
@@ -307,6 +309,9 @@ func (b *box) unlisten(end func(Endpoint) error) error {
 
 // close lets go of the sandbox without touching it.
 func (b *box) close() error {
+	b.files.mu.Lock()
+	b.files.stay()
+	b.files.mu.Unlock()
 	err := b.unlisten(Endpoint.Close)
 	if inst := b.instance(); inst != nil {
 		err = errors.Join(err, inst.Close())
@@ -320,6 +325,9 @@ func (b *box) attach(inst isolation.Instance) {
 	b.mu.Lock()
 	b.inst = inst
 	b.mu.Unlock()
+	b.files.mu.Lock()
+	b.filesIdle()
+	b.files.mu.Unlock()
 	b.tasks.Attach(inst.Host())
 	inst.Watch(isolation.Watcher{
 		Exited: b.tasks.Exited,

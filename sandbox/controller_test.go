@@ -47,6 +47,7 @@ func TestAContainerCannotFillTheHostWithItsSandboxsFiles(t *testing.T) {
 	if exit := r.wait("sb", "c"); exit.Status == 0 {
 		t.Error("64 MiB fit into /etc/hosts")
 	}
+	r.files("sb")
 	info, err := os.Stat(filepath.Join(r.ctl.dir(key{"test", "sb"}), "etc/hosts"))
 	if err != nil || info.Size() > 4<<20 {
 		t.Errorf("/etc/hosts: %v, %v", info.Size(), err)

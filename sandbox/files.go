@@ -227,6 +227,9 @@ func (b *box) mountRootfs() error {
 // unmountFiles unmounts what is mounted in the sandbox's directory. It may be
 // repeated.
 func (b *box) unmountFiles() error {
+	b.files.mu.Lock()
+	defer b.files.mu.Unlock()
+	b.files.stay()
 	names := []string{"etc", "shm", "rootfs"}
 	errs := make([]error, len(names))
 	var work sync.WaitGroup

@@ -40,13 +40,13 @@ func TestLoggerOutlivesTheDaemon(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer end.Close()
-	gate := filepath.Join(r.ctl.dir(key{"test", "sb"}), "shm", "go")
 	uri := "binary://" + logger + "?file=" + log
 	r.start("sb", task.CreateRequest{
 		ID:     "c",
 		Bundle: r.bundle("c", "echo before; while [ ! -e /dev/shm/go ]; do busybox sleep 0.01; done; echo after; echo error >&2"),
 		Stdio:  stdio.Config{Stdout: uri, Stderr: uri},
 	})
+	gate := r.shm("sb", "c", "go")
 	r.close()
 	if err := os.WriteFile(gate, nil, 0o644); err != nil {
 		t.Fatal(err)

@@ -104,6 +104,7 @@ func TestUserNamespace(t *testing.T) {
 	if err != nil || strings.Join(strings.Fields(string(got)), " ") != "0 100000 65536" {
 		t.Errorf("uid_map %q, %v", got, err)
 	}
+	r.files("sb")
 	for _, name := range []string{"etc/hostname", "etc/hosts", "etc/resolv.conf", "shm"} {
 		var st unix.Stat_t
 		if err := unix.Stat(r.path("sb", name), &st); err != nil || st.Uid != 100000 || st.Gid != 100000 {

@@ -27,10 +27,10 @@ func TestContainersOutliveTheDaemon(t *testing.T) {
 	gate := func(name string) string {
 		return fmt.Sprintf("while [ ! -e /dev/shm/%s ]; do busybox sleep 0.01; done; ", name)
 	}
-	shm := filepath.Join(r.ctl.dir(key{"test", "sb"}), "shm")
 	short := r.container("sb", "short", gate("short")+"echo short; exit 3")
 	long := r.container("sb", "long", "echo before; "+gate("long")+"echo after; exit 4")
 
+	gates := map[string]string{"short": r.shm("sb", "short", "short"), "long": r.shm("sb", "long", "long")}
 	st, err := r.tasks("sb").State(r.ctx(), "short", "")
 	if err != nil {
 		t.Fatal(err)
@@ -42,7 +42,7 @@ func TestContainersOutliveTheDaemon(t *testing.T) {
 	defer unix.Close(ended)
 	r.close()
 	touch := func(name string) {
-		if err := os.WriteFile(filepath.Join(shm, name), nil, 0o644); err != nil {
+		if err := os.WriteFile(gates[name], nil, 0o644); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -195,13 +195,21 @@ func (r Runtime) Delete(ctx context.Context, id, log string, force bool) error {
 // its end is a cgroup and what Forget removes: there is nothing to run, no systemd to ask,
 // and it is known where the runtime's notes are.
 func (r Runtime) LeavesLittle(spec *specs.Spec) bool {
-	switch filepath.Base(r.Binary) {
-	case "runc", "crun":
-	default:
-		return false
-	}
 	hooks := spec.Hooks != nil && len(spec.Hooks.Poststop) > 0
-	return !r.SystemdCgroup && !hooks && spec.Linux != nil && spec.Linux.IntelRdt == nil
+	return r.known() && !r.SystemdCgroup && !hooks && spec.Linux != nil && spec.Linux.IntelRdt == nil
+}
+
+// LeavesRootfs tells whether nobody looks for the root filesystem of such a container in
+// its bundle once the container is made: neither the runtime nor a hook.
+func (r Runtime) LeavesRootfs(spec *specs.Spec) bool {
+	hooks := spec.Hooks != nil && len(spec.Hooks.Poststart)+len(spec.Hooks.Poststop) > 0
+	return r.known() && !hooks
+}
+
+// known tells whether the runtime is one of those whose ways are known here.
+func (r Runtime) known() bool {
+	name := filepath.Base(r.Binary)
+	return name == "runc" || name == "crun"
 }
 
 // Forget removes what the runtime has noted of a container that LeavesLittle. It may be

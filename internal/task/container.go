@@ -20,6 +20,7 @@ import (
 	"caisson/internal/fault"
 	"caisson/internal/oci"
 	"caisson/internal/statefile"
+	"caisson/internal/stow"
 )
 
 // containerRecord is what the run-time directory says of a container; it does
@@ -46,6 +47,9 @@ type containerRecord struct {
 	// LeavesLittle is set when all that its OCI runtime would remove after its end is
 	// Cgroup and the runtime's own notes.
 	LeavesLittle bool `json:",omitempty"`
+	// Stows is set when nobody looks for the root filesystem on the host while the
+	// container runs.
+	Stows bool `json:",omitempty"`
 	// Cgroup is what the OCI runtime makes for the container; empty if it was there
 	// before, or has no name yet.
 	Cgroup string `json:",omitempty"`
@@ -226,7 +230,7 @@ func (p *process) waitEnded(limit <-chan time.Time) bool {
 }
 
 // mountRootfs mounts the root filesystem in the bundle.
-func (c *container) mountRootfs() error {
+func (c *container) mountRootfs(ctx context.Context) error {
 	if len(c.Rootfs) == 0 {
 		return nil
 	}
@@ -241,14 +245,36 @@ func (c *container) mountRootfs() error {
 		err = mount.All(c.Rootfs, c.rootfs())
 	}
 	if err != nil {
-		return errors.Join(fmt.Errorf("task %q: mount root filesystem: %w", c.ID, err), c.unmountRootfs())
+		return errors.Join(fmt.Errorf("task %q: mount root filesystem: %w", c.ID, err), c.unmountRootfs(ctx))
 	}
 	return nil
 }
 
-func (c *container) unmountRootfs() error {
+// rootfsKept is what the monitor keeps the root filesystem as. No process's stream has
+// such a name.
+func (c *container) rootfsKept() string { return c.ID + "/rootfs" }
+
+// stowRootfs puts the root filesystem away: a container that was made has a mount of its
+// own. One that cannot be stays where it is.
+func (c *container) stowRootfs(ctx context.Context) {
+	host, err := c.set.attached()
+	if err != nil || !c.Stows {
+		return
+	}
+	if err := stow.Away(ctx, host, c.rootfsKept(), c.rootfs()); err != nil {
+		log.G(ctx).WithError(err).Warn("the root filesystem of a container stays mounted")
+	}
+}
+
+// unmountRootfs ends the root filesystem, wherever it is. It may be repeated.
+func (c *container) unmountRootfs(ctx context.Context) error {
 	if len(c.Rootfs) == 0 {
 		return nil
+	}
+	if host, err := c.set.attached(); err == nil && c.Stows {
+		if err := stow.Forget(ctx, host, c.rootfsKept()); err != nil && !errdefs.IsUnavailable(err) { // it goes with the monitor
+			return fmt.Errorf("task %q: root filesystem: %w", c.ID, err)
+		}
 	}
 	err := fault.Fail("task:unmount", unix.EBUSY)
 	if err == nil {

@@ -83,8 +83,8 @@ func (s *Set) Create(ctx context.Context, req CreateRequest) (_ int, err error) 
 	if err := p.save(); err != nil {
 		return 0, err
 	}
-	steps.Add("root filesystem", func(context.Context) error { return c.unmountRootfs() })
-	if err := c.mountRootfs(); err != nil {
+	steps.Add("root filesystem", c.unmountRootfs)
+	if err := c.mountRootfs(ctx); err != nil {
 		return 0, err
 	}
 	if err := oci.CheckRoot(root); err != nil {
@@ -100,6 +100,7 @@ func (s *Set) Create(ctx context.Context, req CreateRequest) (_ int, err error) 
 		if err := c.launch(ctx, p, Created, c.createArgs); err != nil {
 			return 0, err
 		}
+		c.stowRootfs(ctx)
 	} else if err := p.move(Created, nil); err != nil {
 		return 0, err
 	}
@@ -309,6 +310,7 @@ func (c *container) join() (root string, err error) {
 	if c.Cgroup, err = newCgroup(spec); err != nil {
 		return "", fmt.Errorf("task %q: %w", c.ID, err)
 	}
+	c.Stows = len(c.Rootfs) == 1 && c.Runtime.LeavesRootfs(spec)
 	c.LeavesLittle = c.Cgroup != "" && c.Runtime.LeavesLittle(spec)
 	if filepath.IsAbs(spec.Root.Path) {
 		return spec.Root.Path, nil
@@ -318,6 +320,11 @@ func (c *container) join() (root string, err error) {
 
 // launch runs an OCI runtime that makes the init process, and takes note of it.
 func (c *container) launch(ctx context.Context, p *process, to State, args commandLine) error {
+	done, err := c.set.cfg.UseFiles(ctx)
+	if err != nil {
+		return fmt.Errorf("%v: %w", p, err)
+	}
+	defer done()
 	started, err := p.spawn(ctx, args)
 	if err != nil {
 		return err

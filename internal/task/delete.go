@@ -125,7 +125,7 @@ func (c *container) remove(ctx context.Context, exit Exit) error {
 	if err := c.removeRuntime(ctx); err != nil {
 		return fmt.Errorf("task %q: %w", c.ID, err)
 	}
-	if err := c.unmountRootfs(); err != nil {
+	if err := c.unmountRootfs(ctx); err != nil {
 		return err
 	}
 	c.release()

@@ -325,7 +325,7 @@ func (s *Set) enter(c *container) {
 
 // undoCreate takes back what the last daemon made of a container.
 func (c *container) undoCreate(ctx context.Context) error {
-	err := errors.Join(c.undoRuntime(ctx), c.unmountRootfs())
+	err := errors.Join(c.undoRuntime(ctx), c.unmountRootfs(ctx))
 	if !c.set.owes(c.Request) {
 		// Else it is created again, and the reader of its output must not see an end.
 		err = errors.Join(err, c.init.dropKept(ctx))

@@ -52,6 +52,9 @@ type Config struct {
 	SystemdCgroup bool
 	// Membership is what a container of the sandbox takes over from it.
 	Membership func(containerID string) oci.Membership
+	// UseFiles sees to it that the files which Membership names are there until done is
+	// called.
+	UseFiles func(ctx context.Context) (done func(), err error)
 	// StdinStays tells that the client comes back for the stdin of its containers
 	// after a restart, and says itself when it is closed.
 	StdinStays func() bool

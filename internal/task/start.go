@@ -64,6 +64,8 @@ func (p *process) startInit(ctx context.Context) (int, error) {
 	if c.Restore != nil {
 		if err = c.launch(ctx, p, Running, c.restoreArgs); err != nil {
 			err = errors.Join(err, c.undoRuntime(context.WithoutCancel(ctx)))
+		} else {
+			c.stowRootfs(ctx)
 		}
 	} else {
 		err = p.release(ctx)
