@@ -14,8 +14,8 @@ import (
 // benchMemory runs more and more pods of one container each, and measures at each
 // number what all processes that are not the containers' have grown by, in the same
 // servers all the time: a server that was restarted is not the one whose base is known.
-// Then it lets pods go, and measures at each number how long a restart of the daemon
-// takes, and how long one more pod.
+// At each number it then runs one more, several times. Then it lets pods go, and measures
+// at each number how long a restart of the daemon takes.
 func benchMemory(t *testing.T, r *recorder) {
 	counts := numbers(t, *pods)
 	slices.Sort(counts)
@@ -27,13 +27,6 @@ func benchMemory(t *testing.T, r *recorder) {
 			up = append(up, s.addPods(t, n-len(up))...)
 			time.Sleep(settle)
 			r.add("memory of all that is not the workload (PSS)", fmt.Sprintf("per pod, %d pods", n), "KiB", s.name, (s.pss(t)-base)/float64(n))
-		}
-		for _, n := range slices.Backward(counts) {
-			s.removePods(t, up[n:])
-			up = up[:n]
-			for range 3 {
-				r.took("restart of the daemon", fmt.Sprintf("with %d pods", n), s.name, s.restart(t))
-			}
 			for range 10 {
 				cfg := s.cri.PodConfig(networks[0].mode)
 				begin := time.Now()
@@ -41,6 +34,13 @@ func benchMemory(t *testing.T, r *recorder) {
 				s.startContainer(t, s.createContainer(t, id, cfg, waits))
 				r.took("pod up beside others", fmt.Sprintf("%d pods", n), s.name, begin)
 				s.removePods(t, []string{id})
+			}
+		}
+		for _, n := range slices.Backward(counts) {
+			s.removePods(t, up[n:])
+			up = up[:n]
+			for range 3 {
+				r.took("restart of the daemon", fmt.Sprintf("with %d pods", n), s.name, s.restart(t))
 			}
 		}
 		s.removePods(t, up)
