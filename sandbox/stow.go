@@ -16,8 +16,12 @@ import (
 // needed them there: a pod's first containers follow its start at once.
 const filesLinger = time.Second
 
-// stowTimeout bounds putting them away, for which nobody waits.
-const stowTimeout = 10 * time.Second
+const (
+	// stowTimeout bounds putting them away, for which nobody waits.
+	stowTimeout = 10 * time.Second
+	// stowPause is the longest between two attempts.
+	stowPause = time.Minute
+)
 
 // filesInUse counts those who need a sandbox's files in the host's mount table, which are
 // the OCI runtimes that make its containers. When there has been nobody for a while, the
@@ -67,16 +71,21 @@ func (b *box) filesIdle() {
 	switch {
 	case b.files.users > 0 || b.snapshot().Kind != kindSandbox:
 	case fault.On:
-		b.stowFiles()
+		b.stowFiles(filesLinger)
 	default:
-		b.files.idle = time.AfterFunc(filesLinger, func() {
-			b.c.background(func() {
-				b.files.mu.Lock()
-				defer b.files.mu.Unlock()
-				b.stowFiles()
-			})
-		})
+		b.stowFilesIn(filesLinger)
 	}
+}
+
+// stowFilesIn puts the files away after a pause. The caller holds files.mu.
+func (b *box) stowFilesIn(pause time.Duration) {
+	b.files.idle = time.AfterFunc(pause, func() {
+		b.c.background(func() {
+			b.files.mu.Lock()
+			defer b.files.mu.Unlock()
+			b.stowFiles(min(2*pause, stowPause))
+		})
+	})
 }
 
 // stay ends the wait. The caller holds mu.
@@ -87,9 +96,9 @@ func (f *filesInUse) stay() {
 	}
 }
 
-// stowFiles puts the files away if nobody needs them. What cannot be put away stays. The
-// caller holds files.mu.
-func (b *box) stowFiles() {
+// stowFiles puts the files away if nobody needs them. What cannot be put away stays until
+// the next attempt, after a pause. The caller holds files.mu.
+func (b *box) stowFiles(pause time.Duration) {
 	inst := b.instance()
 	if b.files.users > 0 || inst == nil {
 		return
@@ -98,7 +107,9 @@ func (b *box) stowFiles() {
 	defer cancel()
 	for _, name := range b.stowed() {
 		if err := stow.Away(ctx, inst.Host(), "/"+name, b.path(name)); err != nil {
-			log.G(ctx).WithError(err).Warn("a sandbox's files stay mounted")
+			log.G(ctx).WithError(err).Warn("a sandbox's files stay mounted for now")
+			b.stowFilesIn(pause)
+			return
 		}
 	}
 }
