@@ -302,6 +302,9 @@ func TestSandboxResources(t *testing.T) {
 	case <-ctx.Done():
 		t.Error("100 processes fit into a sandbox of 50")
 	}
+	if _, err := task.Delete(ctx); err != nil { // it waits for the last output
+		t.Error(err)
+	}
 	remove(t, h, "forks")
 	if !strings.Contains(stderr.String(), "fork") {
 		t.Errorf("stderr: %q", stderr.String())
