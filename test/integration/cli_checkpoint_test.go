@@ -2,6 +2,7 @@ package integration
 
 import (
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"os/exec"
@@ -19,7 +20,7 @@ import (
 // TestCLICheckpoint takes a container from one life to the next where CRIU works, and sees
 // that the container stays as it is, and the reason is told, where it does not.
 func TestCLICheckpoint(t *testing.T) {
-	criu, works := exec.Command("criu", "check").CombinedOutput() // first, since it leaves a file in /run
+	noCRIU := checkCRIU() // first, since it leaves a file in /run
 	h := harness.Start(t, daemon.Options{})
 	defer h.Caisson("rm", "-f", "count", "logs", "tty")
 	h.Caisson("run", "-dt", "--name", "tty", harness.Image, "sleep", "1000")
@@ -38,8 +39,8 @@ func TestCLICheckpoint(t *testing.T) {
 	if res := h.TryCaisson("checkpoint", "--image-path", h.Dir, "count"); res.Code != 1 || !strings.Contains(res.Stderr, "remove it first") {
 		t.Errorf("checkpoint to a directory in use: %+v", res)
 	}
-	if works != nil {
-		t.Logf("CRIU does not work here (%v): %s", works, criu)
+	if noCRIU != nil {
+		t.Logf("CRIU does not work here: %v", noCRIU)
 		before := filepath.Join(image, "before")
 		if err := errors.Join(os.MkdirAll(image, 0o700), os.WriteFile(before, nil, 0o600)); err != nil {
 			t.Fatal(err)
@@ -48,7 +49,7 @@ func TestCLICheckpoint(t *testing.T) {
 		if res.Code != 1 || !strings.Contains(res.Stderr, `container "count": checkpoint:`) || !strings.Contains(res.Stderr, "criu check") {
 			t.Errorf("checkpoint: %+v", res)
 		}
-		if errors.Is(works, exec.ErrNotFound) && !strings.Contains(res.Stderr, "install CRIU") {
+		if errors.Is(noCRIU, exec.ErrNotFound) && !strings.Contains(res.Stderr, "install CRIU") {
 			t.Errorf("checkpoint without CRIU: %+v", res)
 		}
 		if _, err := os.Stat(before); err != nil {
@@ -110,6 +111,15 @@ func TestCLICheckpoint(t *testing.T) {
 	if got := logged(); !slices.Equal(got, want[:len(got)]) {
 		t.Errorf("the log does not go on where it was: %q", got)
 	}
+}
+
+// checkCRIU says why CRIU does not work on this machine.
+func checkCRIU() error {
+	out, err := exec.Command("criu", "check").CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("criu check: %w: %s", err, out)
+	}
+	return nil
 }
 
 // upTo are the numbers from 1 on.

@@ -51,7 +51,7 @@ func TestCLIMatrix(t *testing.T) {
 		wg.Go(func() {
 			slots <- struct{}{}
 			defer func() { <-slots }()
-			m.tryAll(path, trial)
+			m.tryAll(path, trial, false)
 		})
 	}
 	leaf(cli.Command())
@@ -61,6 +61,9 @@ func TestCLIMatrix(t *testing.T) {
 		}
 	}
 	wg.Wait()
+	for path, trial := range trials {
+		m.tryAll(path, trial, true)
+	}
 	m.check()
 	m.fillDaemon()
 }
@@ -80,6 +83,7 @@ type matrix struct {
 	env   []string
 	// program is where everybody may execute it.
 	program string
+	noCRIU  error // why the runs that need CRIU are left out
 	names   atomic.Int64
 }
 
@@ -87,8 +91,12 @@ type matrix struct {
 const daemonSpace = 64 << 20
 
 func newMatrix(t *testing.T) *matrix {
+	noCRIU := checkCRIU() // first, since it leaves a file in /run
+	if noCRIU != nil {
+		t.Logf("CRIU does not work here, so nothing that needs it is run: %v", noCRIU)
+	}
 	h := harness.Start(t, daemon.Options{Engine: daemon.EngineEmbedded, Space: daemonSpace})
-	m := &matrix{t: t, h: h, words: map[string]string{
+	m := &matrix{t: t, h: h, noCRIU: noCRIU, words: map[string]string{
 		"{image}": harness.Image, "{dir}": filepath.Join(h.Dir, "m"), "{tiny}": filepath.Join(h.Dir, "tiny"), "{fixed}": filepath.Join(h.Dir, "fixed"),
 		"{archive}": filepath.Join(h.Dir, "image.tar"), "{pod}": filepath.Join(h.Dir, "pod.yaml"), "{state}": h.State,
 	}}
@@ -249,16 +257,16 @@ func (m *matrix) command(line string) (*exec.Cmd, error) {
 	return cmd, err
 }
 
-// tryAll runs a command under each condition, one after the other: of some, such as debug
-// dump, the daemon takes no two at once.
-func (m *matrix) tryAll(path string, trial trial) {
+// tryAll does those runs of a command that are alone, or those that are not, one after the
+// other: of some, such as debug dump, the daemon takes no two at once.
+func (m *matrix) tryAll(path string, trial trial, alone bool) {
 	for _, c := range []condition{interrupted, unread, full, denied, noTerminal} {
 		runs := trial.runs[c]
 		if runs == nil {
 			runs = like(trial.usual(path, c))
 		}
 		for _, r := range runs {
-			if r.never != "" {
+			if r.never != "" || r.alone != alone || r.criu && m.noCRIU != nil {
 				continue
 			}
 			if err := m.try(c, r); err != nil {

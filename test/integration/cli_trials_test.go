@@ -31,6 +31,8 @@ type run struct {
 	first     string // command lines before it, with ; between them
 	meanwhile string // command lines that are repeated until it ends
 	never     string // why the condition cannot arise: nothing is run
+	alone     bool   // when all others have ended, because it takes what they have
+	criu      bool   // only where CRIU works
 }
 
 func never(why string) []run { return []run{{never: why}} }
@@ -53,6 +55,8 @@ func fails(args, says string) run { return run{args: args, code: 1, says: says} 
 func (r run) given(input string) run  { r.input = input; return r }
 func (r run) after(lines string) run  { r.first = lines; return r }
 func (r run) during(lines string) run { r.meanwhile = lines; return r }
+func (r run) last() run               { r.alone = true; return r }
+func (r run) withCRIU() run           { r.criu = true; return r }
 
 const (
 	noSpace  = "no space left on device"
@@ -83,8 +87,6 @@ const (
 	silent = "it writes nothing to standard output"
 	alone  = "it asks nobody, and is done at once"
 	public = "it uses neither a socket nor a file"
-	others = "it would remove what the others work on, and prints what `rm` prints"
-	criu   = "without CRIU it has nothing to print, and with it what `stop` prints"
 )
 
 // local are commands that print what they know themselves.
@@ -139,14 +141,20 @@ var trials = map[string]trial{
 	"pause":   {"pause {}", frozen("pause", "")},
 	"unpause": {"unpause {}", frozen("unpause", ";pause {}")},
 	"checkpoint": {"checkpoint box", map[condition][]run{
-		unread: never(criu),
-		full:   like(fails("checkpoint --image-path {tiny}/{} chatty", noSpace)),
+		unread: like(unheard("checkpoint {}").after(sleeper).withCRIU()),
+		full: like(
+			fails("checkpoint --image-path {tiny}/{} chatty", noSpace),
+			fails("checkpoint {}", noSpace).after(sleeper).withCRIU(),
+		),
 		denied: like(
 			fails("checkpoint box", noRights),
 			fails("checkpoint --image-path {fixed}/{} chatty", readOnly),
 		),
 	}},
-	"restore": {"restore done", map[condition][]run{unread: never(criu), full: never(criu)}},
+	"restore": {"restore done", map[condition][]run{
+		unread: like(unheard("restore {}").after(sleeper + ";checkpoint {}").withCRIU()),
+		full:   like(fails("restore {}", noSpace).after(sleeper + ";checkpoint {}").withCRIU()),
+	}},
 	"stats": {"stats box", map[condition][]run{
 		interrupted: like(ends("stats", "daemon", 0), ends("stats box", "output", 0)),
 	}},
@@ -171,8 +179,8 @@ var trials = map[string]trial{
 		),
 	}},
 	"prune": {"prune -f", map[condition][]run{
-		unread:     never(others),
-		full:       never(others),
+		unread:     like(unheard("prune -f").after(ended).last()),
+		full:       like(fails("prune -f", noSpace).after(ended).last()),
 		noTerminal: like(fails("prune", "add --force")),
 	}},
 
@@ -292,9 +300,14 @@ var trials = map[string]trial{
 	"completion zsh":        {"completion zsh", local},
 }
 
+const (
+	sleeper = "run -d --name {} --net none {image} sleep 1000"
+	ended   = "run --name {} --net none {image} true"
+)
+
 // frozen are the runs of pause and unpause that work, each with a container of its own.
 func frozen(verb, first string) map[condition][]run {
-	first = "run -d --name {} --net none {image} sleep 1000" + first
+	first = sleeper + first
 	return map[condition][]run{
 		unread: like(unheard(verb + " {}").after(first)),
 		full:   like(fails(verb+" {}", noSpace).after(first)),
