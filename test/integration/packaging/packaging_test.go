@@ -18,16 +18,17 @@ import (
 	"caisson/test/image"
 )
 
-// pack makes a Debian package of bin/, which make build has left.
-func pack(t *testing.T, dir, version string) string {
+// pack makes of bin/, which make build has left, what a release has: its Debian package
+// with script deb, its archive with script archive.
+func pack(t *testing.T, script, dir, version string) string {
 	t.Helper()
-	cmd := exec.Command("../../../script/deb", dir)
-	cmd.Env = append(os.Environ(), "VERSION="+version, "SOURCE_DATE_EPOCH=1700000000", "DEBFLAGS=-Znone")
+	cmd := exec.Command("../../../script/"+script, dir)
+	cmd.Env = append(os.Environ(), "VERSION="+version, "SOURCE_DATE_EPOCH=1700000000", "DEBFLAGS=-Znone", "GZIPLEVEL=-1")
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
 	out, err := cmd.Output()
 	if err != nil {
-		t.Fatalf("script/deb: %v\n%s", err, &stderr)
+		t.Fatalf("script/%s: %v\n%s", script, err, &stderr)
 	}
 	return strings.TrimSpace(string(out))
 }
@@ -35,29 +36,30 @@ func pack(t *testing.T, dir, version string) string {
 var underSystemd = regexp.MustCompile("(?ms)^<!-- not run here: needs systemd; test/integration/packaging runs it -->\n```sh\n(.*?)^```$")
 
 // instructions are what docs/operations.md says to do.
-func instructions(t *testing.T) (install, upgrade, backup, purge string) {
+func instructions(t *testing.T) (install, archive, upgrade, backup, purge string) {
 	t.Helper()
 	text, err := os.ReadFile("../../../docs/operations.md")
 	if err != nil {
 		t.Fatal(err)
 	}
 	found := underSystemd.FindAllStringSubmatch(string(text), -1)
-	if len(found) != 4 {
-		t.Fatalf("%d blocks of shell for here in docs/operations.md, not 4", len(found))
+	if len(found) != 5 {
+		t.Fatalf("%d blocks of shell for here in docs/operations.md, not 5", len(found))
 	}
-	return found[0][1], found[1][1], found[2][1], found[3][1]
+	return found[0][1], found[1][1], found[2][1], found[3][1], found[4][1]
 }
 
 // TestPackage installs, upgrades, removes and purges the package as docs/operations.md
-// says, under systemd, while a container runs: nothing of that ends it.
+// says, under systemd, while a container runs: nothing of that ends it. Where the package
+// is gone, it installs a release's archive.
 func TestPackage(t *testing.T) {
-	install, upgrade, backup, purge := instructions(t)
+	install, archive, upgrade, backup, purge := instructions(t)
 	m := boot(t)
 	for dir, version := range map[string]string{"first": "v0.1.0", "second": "v0.1.0-2-gabcdef0"} {
 		if err := os.Mkdir(filepath.Join(m.share, dir), 0o755); err != nil {
 			t.Fatal(err)
 		}
-		pack(t, filepath.Join(m.share, dir), version)
+		pack(t, "deb", filepath.Join(m.share, dir), version)
 	}
 	if err := image.WriteFile(filepath.Join(m.share, "image.tar"), image.Options{}); err != nil {
 		t.Fatal(err)
@@ -110,6 +112,19 @@ func TestPackage(t *testing.T) {
 		t.Errorf("purge says %s", out)
 	}
 	m.expect("ls -d /var/lib/caisson /etc/caisson /etc/systemd/system/*/caissond.service 2>/dev/null; pgrep -x caissond; ls /run/caisson/s", "")
+	m.testArchive(archive)
+}
+
+// testArchive: an archive needs nothing of the package.
+func (m *machine) testArchive(install string) {
+	m.t.Helper()
+	pack(m.t, "archive", m.share, "v0.1.0")
+	m.run("set -e; cd /mnt\n" + install)
+	m.expect("systemctl is-enabled caissond && systemctl is-active caissond", "enabled\nactive")
+	m.expect("readlink /proc/$(systemctl show -P MainPID caissond)/exe", "/usr/local/bin/caissond")
+	m.expect("systemd-analyze --man=no verify caissond.service 2>&1", "")
+	m.run("/usr/local/bin/caisson image import /mnt/image.tar")
+	m.expect("/usr/local/bin/caisson run --rm "+harness.Image+" echo hello", "hello")
 }
 
 // testWatchdog: systemd replaces a daemon that runs, and that nobody can reach.
@@ -148,7 +163,7 @@ func TestPackageIsTheSame(t *testing.T) {
 	var packages [2][]byte
 	for i := range packages {
 		var err error
-		if packages[i], err = os.ReadFile(pack(t, t.TempDir(), "v1.0.0")); err != nil {
+		if packages[i], err = os.ReadFile(pack(t, "deb", t.TempDir(), "v1.0.0")); err != nil {
 			t.Fatal(err)
 		}
 	}
