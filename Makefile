@@ -8,7 +8,8 @@
 # make fuzz FUZZTIME=5m   each fuzz test, and libFuzzer on the monitor, for so long (root)
 # make chaos  pod lives while everything that may die is killed: CHAOS_DURATION, CHAOS_SEED (root)
 # make bench  Caisson beside its peers; make bench-report puts the results into docs/ (root)
-# make test-cri CRITEST=path   Kubernetes' conformance suite for the CRI (root)
+# make test-cri   Kubernetes' conformance suite for the CRI (root; its first build takes minutes)
+# make test-conformance   runs what docs/conformance.md has to run (root; slow)
 # make test-containerd-versions   a smoke test of other versions of containerd (root)
 # make test-kubernetes   a real Kubernetes, with static pods and an API server (root; its first build takes minutes)
 # make docs   docs/reference/ and man pages in build/man, from the commands themselves; docs/configuration.md
@@ -37,7 +38,7 @@ GOBUILD := CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -ldflags '$(LDFLA
 
 SHIM    := bin/containerd-shim-caisson-v2
 
-.PHONY: build deps monitor shim daemon cli ctr earlier test lint proto demo faults caissond-faults test-libcontainerd soak test-load fuzz test-cri test-containerd-versions test-kubernetes test-vm test-vm-cri clean chaos bench bench-report docs registry install uninstall deb release test-release test-contributing
+.PHONY: build deps monitor shim daemon cli ctr earlier test lint proto demo faults caissond-faults test-libcontainerd soak test-load fuzz critest test-cri test-conformance test-containerd-versions test-kubernetes test-vm test-vm-cri clean chaos bench bench-report docs registry install uninstall deb release test-release test-contributing
 
 build: daemon cli shim
 
@@ -154,16 +155,27 @@ bench: deps
 bench-report:
 	$(GO) run ./test/bench/report
 
-# CRITEST is critest's binary, which is no part of this module. CRIFLAGS go to
-# test/cri, for example: CRIFLAGS='-focus UserNamespaces'.
-test-cri:
-	@[[ -x "$(CRITEST)" ]] || { echo 'make test-cri: say where the program critest is: make test-cri CRITEST=/path/to/critest' >&2; exit 2; }
+# CRITEST is critest's binary, which is no part of this module; unless one is named, that
+# of this version of cri-tools is built. CRIFLAGS go to test/cri, for example:
+# CRIFLAGS='-focus UserNamespaces'. CRIFOCUS is such a focus for where CRIFLAGS has none.
+CRITOOLS ?= v1.37.0
+CRITEST  ?= build/critest-$(CRITOOLS)/critest
+critest:
+	@[[ "$(origin CRITEST)" != file ]] || script/critest $(CRITOOLS)
+	@[[ -x "$(CRITEST)" ]] || { echo 'make: there is no program $(CRITEST): say where critest is, as in CRITEST=/path/to/critest, or leave that out' >&2; exit 2; }
+test-cri: critest
 	@script/deps cri
 	@$(MAKE) --no-print-directory build
 	@test/cri/busybox.sh build/cri/busybox
 	@CGO_ENABLED=0 $(GO) build -trimpath -o build/cri/webserver ./test/cri/webserver
 	@CGO_ENABLED=0 $(GO) build -o build/cri/test-cri ./test/cri
-	@build/cri/test-cri -critest "$(CRITEST)" $(CRIFLAGS)
+	@build/cri/test-cri -critest "$(CRITEST)" $(CRIFOCUS:%=-focus %) $(CRIFLAGS)
+
+# The page's own commands, each with a few specs: the patience of somebody who tries it.
+# CRIFOCUS= runs all specs.
+test-conformance: export CRIFOCUS ?= Idempotence
+test-conformance: deps
+	@script/test-conformance
 
 # Other versions of containerd than the one in go.mod: a smoke test of each.
 CONTAINERDS ?= v2.0.14 v2.1.9 v2.2.9 v2.3.7
@@ -183,12 +195,11 @@ test-vm: deps
 	@script/deps vm
 	@script/test-vm
 
-# critest in the same guest; CRITEST and CRIFLAGS are in the environment. VMCRI
-# says what runs, of reference, runc and crun.
-test-vm-cri: deps
+# critest in the same guest. VMCRI says what runs, of reference, runc and crun.
+test-vm-cri: deps critest
 	@script/deps cri
 	@script/deps vm
-	@script/test-vm-cri $(VMCRI)
+	@CRITEST='$(CRITEST)' CRIFLAGS="$(CRIFOCUS:%=-focus %) $(CRIFLAGS)" script/test-vm-cri $(VMCRI)
 
 # Where things go, as the GNU conventions have it: DESTDIR is put before all of it, for
 # those who make packages.
