@@ -129,6 +129,9 @@ func runBlocks(t *testing.T, blocks []shellBlock) {
 			t.Error(err)
 		}
 	})
+	if blocks[0].page == "images.md" {
+		n.serveRegistries()
+	}
 	daemonIn := func(b shellBlock) bool { return regexp.MustCompile(`(?m)^caissond.*&$`).MatchString(b.script) }
 	if !slices.ContainsFunc(blocks, daemonIn) {
 		n.serve("caissond", "/run/caisson/caissond.sock")
@@ -164,6 +167,44 @@ func runBlocks(t *testing.T, blocks []shellBlock) {
 
 // variable is what differs from run to run.
 var variable = regexp.MustCompile(`\b(\d+|[0-9a-f]{12,})\b`)
+
+// excuse is why a block is not run here, and what runs it: a target of make, a test that
+// may be elsewhere, or whatever a file or directory has.
+var excuse = regexp.MustCompile(`; (?:make ([\w-]+)|(Test\w+)(?: of ([\w/]+))?|([\w./]+/[\w./]+)) runs it$`)
+
+// TestExcuses: what is said to run a block is there.
+func TestExcuses(t *testing.T) {
+	const root = "../../.."
+	makefile, err := os.ReadFile(filepath.Join(root, "Makefile"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, page := range pages(t) {
+		for _, b := range shellBlocks(t, page) {
+			m := excuse.FindStringSubmatch(b.reason)
+			if b.reason == "" {
+				continue
+			} else if m == nil {
+				t.Errorf("%s: %q does not end with what runs it instead, as in `; make test-cri runs it`", page, b.reason)
+				continue
+			}
+			target, test, dir, path := m[1], m[2], m[3], m[4]
+			known := target != "" && strings.Contains(string(makefile), "\n"+target+":")
+			if path != "" {
+				_, err := os.Stat(filepath.Join(root, path))
+				known = err == nil
+			}
+			if test != "" && dir != "" {
+				known = hasTest(t, dir, test)
+			} else if test != "" {
+				known = hasTest(t, "test/integration", test) || hasTest(t, "test/integration/docs", test)
+			}
+			if !known {
+				t.Errorf("%s: %q: that is nowhere", page, b.reason)
+			}
+		}
+	}
+}
 
 // TestShellIsFenced: a command that is only indented is run by nobody.
 func TestShellIsFenced(t *testing.T) {
