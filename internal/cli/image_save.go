@@ -25,6 +25,9 @@ func (a *app) imageSaveCommand() *cobra.Command {
 		Example: "  caisson image save -o demo.tar demo:latest\n  caisson image save demo | ssh host caisson image import -",
 		Args:    atLeast(1, "the name of an image"),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if file == "-" {
+				file = "" // as elsewhere
+			}
 			if file == "" && isTerminal(fileOf(a.sys.Stdout)) {
 				return advise(errdefs.ErrInvalidArgument, "standard output is a terminal: name a file with --output, or send it somewhere")
 			}
@@ -51,7 +54,7 @@ func (a *app) imageSaveCommand() *cobra.Command {
 			return replaceFile(file, save)
 		},
 	}
-	cmd.Flags().StringVarP(&file, "output", "o", "", "the file to write, instead of standard output")
+	cmd.Flags().StringVarP(&file, "output", "o", "", "the file to write, instead of standard output, which is also -")
 	return cmd
 }
 

@@ -32,6 +32,9 @@ func TestCLIImageSave(t *testing.T) {
 	}
 	h.Caisson("image", "save", "-o", saved, "one:1", "two:2")
 	piped := h.Caisson("image", "save", "two:2")
+	if out := h.Caisson("image", "save", "-o", "-", "two:2"); out != piped {
+		t.Errorf("save to -: %d bytes, not %d", len(out), len(piped))
+	}
 	h.Caisson("image", "rm", "one:1", "two:2")
 	if res := h.TryCaisson("image", "import", "-q", saved); res.Stderr != "" {
 		t.Errorf("import -q: %+v", res)
