@@ -157,7 +157,10 @@ func meantBy(cmd *cobra.Command, name string) []string {
 			look(sub)
 		}
 	}
-	if look(cmd); found == nil {
+	if look(cmd); found == nil && cmd.HasParent() {
+		look(cmd.Root()) // `caisson system prune` is `caisson prune`
+	}
+	if found == nil {
 		cmd.SuggestionsMinimumDistance = 2
 		for _, sub := range cmd.SuggestionsFor(name) {
 			found = append(found, cmd.CommandPath()+" "+sub)

@@ -151,7 +151,7 @@ func (a *app) imageRemoveCommand() *cobra.Command {
 	var force bool
 	cmd := &cobra.Command{
 		Use:        "rm IMAGE...",
-		SuggestFor: []string{"rmi"},
+		SuggestFor: []string{"rmi", "prune"},
 		Short:      "Remove images",
 		Example:    "  caisson image rm demo:latest",
 		Args:       atLeast(1, "the name of an image"),

@@ -84,6 +84,9 @@ func (a *app) command() *cobra.Command {
 		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
+		if words := cmd.Flags().Args(); cmd.HasSubCommands() && len(words) > 0 {
+			return unknownSubcommand(cmd, words) // whose flag it was, as in `caisson rmi -f x`
+		}
 		return advise(errdefs.ErrInvalidArgument, "%v; see `%s --help`", err, cmd.CommandPath())
 	})
 	root.SetIn(a.sys.Stdin)

@@ -45,7 +45,7 @@ func (a *app) sandboxListCommand() *cobra.Command {
 	var o output
 	cmd := &cobra.Command{
 		Use:     "ls",
-		Aliases: []string{"list"},
+		Aliases: []string{"list"}, SuggestFor: []string{"pods"},
 		Short:   "List sandboxes",
 		Example: "  caisson sandbox ls\n  caisson sandbox ls --format json",
 		Args:    atMost(0, "no arguments"),
