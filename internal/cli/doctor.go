@@ -142,8 +142,11 @@ func (d *doctor) report(o output) error {
 }
 
 func (d *doctor) write(o output) error {
-	if o.format == "json" {
+	switch {
+	case o.format == "json":
 		return writeJSON(d.app.sys.Stdout, d.findings)
+	case isTemplate(o.format):
+		return writeEach(d.app.sys.Stdout, o.format, d.findings)
 	}
 	for _, f := range d.findings {
 		text := fmt.Sprintf("%-5s %-20s %s\n", f.Status, f.Check, printable(f.Found))

@@ -49,6 +49,9 @@ func (a *app) eventsCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			if isTable(o.format) {
+				return advise(errdefs.ErrInvalidArgument, "events come one by one, so there is no table of them: leave %q out of --format", strings.TrimSpace(tablePrefix))
+			}
 			if o.format != "" {
 				if err := o.check(); err != nil {
 					return err

@@ -37,6 +37,14 @@ func TestInspectContainers(t *testing.T) {
 	if out := d.must(t, "ps", "-a", "--format", "{{.id}}"); len(out) != len("web\nnew\n") {
 		t.Errorf("ps by a template: %q", out)
 	}
+	for format, want := range map[string]string{
+		`{{.id}}\t{{if .sandbox}}\n{{end}}`:       "web\t\n\nnew\t\n",
+		`table {{.id}}\t{{.status}}{{json .pid}}`: "ID    STATUSPID\nweb   running9\nnew   created0\n",
+	} {
+		if out := d.must(t, "ps", "-a", "--format", format); out != want {
+			t.Errorf("ps by %s: %q, want %q", format, out, want)
+		}
+	}
 	if out := d.must(t, "inspect", "-f", "table", "web"); out == "" {
 		t.Error("no table")
 	}

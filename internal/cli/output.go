@@ -24,7 +24,7 @@ func (o *output) addFormat(cmd *cobra.Command, otherwise string) {
 	cmd.Flags().StringVar(&o.format, "format", otherwise, formatHelp)
 }
 
-const formatHelp = "how to show it: table, json, or a Go template of the JSON's names, such as '{{.id}}'"
+const formatHelp = "how to show it: table, json, or a Go template of the JSON's names, such as '{{.id}}' or 'table {{.id}}\\t{{.pid}}'"
 
 func (o *output) addQuiet(cmd *cobra.Command, what string) {
 	cmd.Flags().BoolVarP(&o.quiet, "quiet", "q", false, "show only "+what)
@@ -104,12 +104,26 @@ func writeEach[R any](w io.Writer, format string, rows []R) error {
 	if err != nil {
 		return err
 	}
+	if isTable(format) {
+		return writeTemplateTable(w, t, rows)
+	}
 	for _, r := range rows {
 		if err := writeTemplate(w, t, r); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// showOne shows the only thing there is, as a table of names and values if not otherwise.
+func showOne(w io.Writer, o output, v any, lines [][]string) error {
+	switch {
+	case o.format == "json":
+		return writeJSON(w, v)
+	case isTemplate(o.format):
+		return writeEach(w, o.format, []any{v})
+	}
+	return writeTable(w, lines)
 }
 
 func writeJSON(w io.Writer, v any) error {

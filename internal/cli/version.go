@@ -39,7 +39,7 @@ func (a *app) versionCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:     "version",
 		Short:   "Show the versions of caisson and of the daemon's engine",
-		Example: "  caisson version\n  caisson version --format json",
+		Example: "  caisson version\n  caisson version --format '{{.client.version}}'",
 		Args:    atMost(0, "no arguments"),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := o.check(); err != nil {
@@ -70,15 +70,12 @@ func thisVersion() clientVersion {
 }
 
 func (a *app) writeVersion(o output, report versionReport) error {
-	if o.format == "json" {
-		return writeJSON(a.sys.Stdout, report)
-	}
 	c := report.Client
 	table := [][]string{{"caisson", c.Version}, {"commit", c.Commit}, {"date", c.Date}, {"go", c.Go}, {"platform", c.OS + "/" + c.Arch}}
 	if s := report.Server; s != nil {
 		table = append(table, []string{"daemon", s.Address}, []string{"engine", "containerd " + s.Engine})
 	}
-	return writeTable(a.sys.Stdout, table)
+	return showOne(a.sys.Stdout, o, report, table)
 }
 
 // infoReport is what `info` shows.
@@ -110,10 +107,7 @@ func (a *app) infoCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			if o.format == "json" {
-				return writeJSON(a.sys.Stdout, r)
-			}
-			return writeTable(a.sys.Stdout, [][]string{
+			return showOne(a.sys.Stdout, o, r, [][]string{
 				{"address", r.Address}, {"namespace", r.Namespace}, {"server", r.ServerID},
 				{"pid", strconv.FormatUint(r.PID, 10)}, {"sandboxers", strings.Join(r.Sandboxers, ",")},
 				{"sandboxes", strconv.Itoa(r.Sandboxes)},
