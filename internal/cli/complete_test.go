@@ -21,6 +21,14 @@ func TestCompletion(t *testing.T) {
 		"sandbox inspect": "pod1",
 		"port-forward":    "pod1",
 		"sandbox create":  "",
+		"run --sandbox":   "pod1",
+		"run --net":       "none host cni",
+		"top --sort":      "sandbox cpu memory pids net block",
+		"ps --format":     "table json",
+		"cp":              "db: web:",
+		"cp x":            "db: web:",
+		"cp x web:/y":     "",
+		"cp web:/y":       "",
 	} {
 		out := d.must(t, append(append([]string{"__complete"}, strings.Fields(args)...), "")...)
 		var names []string

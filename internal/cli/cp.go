@@ -51,6 +51,7 @@ func (a *app) copyCommand() *cobra.Command {
 			return a.copy(cmd.Context(), from, to, follow)
 		},
 	}
+	cmd.ValidArgsFunction = a.completeCopy
 	cmd.Flags().BoolVarP(&follow, "follow-link", "L", false, "copy what the source, a symbolic link, leads to")
 	return cmd
 }

@@ -24,7 +24,7 @@ func (o *output) addFormat(cmd *cobra.Command, otherwise string) {
 	cmd.Flags().StringVar(&o.format, "format", otherwise, formatHelp)
 }
 
-const formatHelp = "how to show it: table, json, or a Go template of the JSON's names, such as '{{.id}}' or 'table {{.id}}\\t{{.pid}}'"
+const formatHelp = "how to show it: table, json, or a Go template of the JSON's names, such as '{{.id}}', or in columns 'table {{.id}}'"
 
 func (o *output) addQuiet(cmd *cobra.Command, what string) {
 	cmd.Flags().BoolVarP(&o.quiet, "quiet", "q", false, "show only "+what)

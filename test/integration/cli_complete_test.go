@@ -13,7 +13,7 @@ func TestCLICompletion(t *testing.T) {
 	h := harness.Start(t, daemon.Options{})
 	defer h.Caisson("rm", "-f", "web")
 	h.Caisson("run", "-d", "--name", "web", harness.Image, "sleep", "1000")
-	for _, command := range []string{"wait", "sandbox inspect", "stats"} {
+	for _, command := range []string{"wait", "sandbox inspect", "stats", "run --sandbox"} {
 		args := append(append([]string{"__complete"}, strings.Fields(command)...), "")
 		if out := h.Caisson(args...); !strings.HasPrefix(out, "web\n") {
 			t.Errorf("%s: %q", command, out)
