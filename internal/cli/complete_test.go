@@ -25,6 +25,7 @@ func TestCompletion(t *testing.T) {
 		"run --net":       "none host cni",
 		"top --sort":      "sandbox cpu memory pids net block",
 		"ps --format":     "table json",
+		"events --filter": "container= event= image= sandbox= topic= type=",
 		"cp":              "db: web:",
 		"cp x":            "db: web:",
 		"cp x web:/y":     "",

@@ -33,22 +33,18 @@ type eventRow struct {
 }
 
 func (a *app) eventsCommand() *cobra.Command {
-	var filters []string
+	var wanted *filter[eventRow]
 	var o output
 	cmd := &cobra.Command{
 		Use:   "events",
 		Short: "Show what happens, as it happens",
 		Long: "Show the daemon's events of the namespace from now on, until it is interrupted. A filter is one of\n" +
 			"container, sandbox, image, type (tasks, containers, sandboxes, ...), event (start, exit, ...) or\n" +
-			"topic (/tasks/start). Of several filters of a name one must hold, and of different names all.",
+			"topic (/tasks/start). " + filterHelp,
 		Example: "  caisson events\n  caisson events --filter container=web --filter event=exit --format json\n" +
 			"  caisson events --filter type=tasks --format '{{.action}} {{.container}}'",
 		Args: atMost(0, "no arguments"),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			wanted, err := parseEventFilters(filters)
-			if err != nil {
-				return err
-			}
 			if isTable(o.format) {
 				return advise(errdefs.ErrInvalidArgument, "events come one by one, so there is no table of them: leave %q out of --format", strings.TrimSpace(tablePrefix))
 			}
@@ -60,47 +56,21 @@ func (a *app) eventsCommand() *cobra.Command {
 			return a.events(cmd.Context(), wanted, o)
 		},
 	}
-	cmd.Flags().StringArrayVarP(&filters, "filter", "f", nil, "show only events for which this holds, name=value")
+	wanted = addFilter(cmd, eventFilters)
 	cmd.Flags().StringVar(&o.format, "format", "", "how to show it: lines if empty, json, or a Go template of the JSON's names, such as '{{.action}}'")
 	return cmd
 }
 
-// eventFilters are the values that each name may have.
-type eventFilters map[string][]string
-
-var eventFields = map[string]func(eventRow) string{
-	"container": func(r eventRow) string { return r.Container },
-	"sandbox":   func(r eventRow) string { return r.Sandbox },
-	"image":     func(r eventRow) string { return r.Image },
-	"type":      func(r eventRow) string { return r.Type },
-	"event":     func(r eventRow) string { return r.Action },
-	"topic":     func(r eventRow) string { return r.Topic },
+var eventFilters = filterFields[eventRow]{
+	"container": oneOf(func(r eventRow) string { return r.Container }),
+	"sandbox":   oneOf(func(r eventRow) string { return r.Sandbox }),
+	"image":     anImage(func(r eventRow) string { return r.Image }),
+	"type":      oneOf(func(r eventRow) string { return r.Type }),
+	"event":     oneOf(func(r eventRow) string { return r.Action }),
+	"topic":     oneOf(func(r eventRow) string { return r.Topic }),
 }
 
-func parseEventFilters(list []string) (eventFilters, error) {
-	wanted := eventFilters{}
-	for _, s := range list {
-		name, value, ok := strings.Cut(s, "=")
-		if !ok || value == "" || eventFields[name] == nil {
-			return nil, advise(errdefs.ErrInvalidArgument, "--filter %q is none: write it like container=web; the names are %s", s,
-				strings.Join(slices.Sorted(maps.Keys(eventFields)), ", "))
-		}
-		wanted[name] = append(wanted[name], value)
-	}
-	return wanted, nil
-}
-
-func (f eventFilters) match(r eventRow) bool {
-	for name, values := range f {
-		have := eventFields[name](r)
-		if !slices.ContainsFunc(values, func(v string) bool { return v == have || name == "image" && familiar(have) == v }) {
-			return false
-		}
-	}
-	return true
-}
-
-func (a *app) events(ctx context.Context, wanted eventFilters, o output) error {
+func (a *app) events(ctx context.Context, wanted *filter[eventRow], o output) error {
 	ctx, c, err := a.connect(ctx)
 	if err != nil {
 		return err
@@ -109,7 +79,7 @@ func (a *app) events(ctx context.Context, wanted eventFilters, o output) error {
 	return a.whileRead(ctx, func(ctx context.Context) error { return c.showEvents(ctx, wanted, o) })
 }
 
-func (c *client) showEvents(ctx context.Context, wanted eventFilters, o output) error {
+func (c *client) showEvents(ctx context.Context, wanted *filter[eventRow], o output) error {
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
 	envelopes, errs := c.Subscribe(ctx, "namespace=="+c.app.namespace)

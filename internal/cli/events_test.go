@@ -70,9 +70,11 @@ func TestEventFilters(t *testing.T) {
 		{"type=tasks event=exit", true, false},
 		{"topic=/tasks/exit", true, false},
 		{"image=demo:latest", false, true},
+		{"image=demo", false, true},
 		{"image=docker.io/library/demo:latest", false, true},
 	} {
-		f, err := parseEventFilters(strings.Fields(c.filters))
+		f := &filter[eventRow]{fields: eventFilters}
+		err := f.parse(strings.Fields(c.filters))
 		if err != nil {
 			t.Fatal(err)
 		}

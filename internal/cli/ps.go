@@ -53,19 +53,38 @@ func (r containerRow) columns() []string {
 func (a *app) psCommand() *cobra.Command {
 	var o output
 	var all bool
+	var wanted *filter[containerRow]
 	cmd := &cobra.Command{
-		Use:     "ps",
-		Short:   "List containers that run",
-		Example: "  caisson ps\n  caisson ps -a --format json\n  caisson rm -f $(caisson ps -aq)",
+		Use:   "ps",
+		Short: "List containers that run",
+		Long: "List containers that run. A filter is a part of the name, a status (running, paused, created, exited),\n" +
+			"exited with an exit code, a sandbox, an image, or a label with or without its value. With a status or\n" +
+			"an exit code, it is also about those that do not run. " + filterHelp,
+		Example: "  caisson ps\n  caisson ps -a --format json\n  caisson ps --filter sandbox=pod1 --filter label=tier=front\n  caisson rm $(caisson ps -q --filter status=exited)",
 		Args:    atMost(0, "no arguments"),
 		RunE: lists(a, &o, []string{"CONTAINER", "SANDBOX", "IMAGE", "COMMAND", "STATUS", "PID", "CREATED"}, func(ctx context.Context, c *client, _ []string) ([]containerRow, error) {
-			return c.containerRows(ctx, all)
+			return wanted.of(c.containerRows(ctx, all || wanted.wanted["status"] != nil || wanted.wanted["exited"] != nil))
 		}),
 	}
+	wanted = addFilter(cmd, containerFilters)
 	cmd.Flags().BoolVarP(&all, "all", "a", false, "those too that do not run")
 	o.addFormat(cmd, "table")
 	o.addQuiet(cmd, "the IDs")
 	return cmd
+}
+
+var containerFilters = filterFields[containerRow]{
+	"name":    within(func(r containerRow) string { return r.ID }),
+	"sandbox": oneOf(func(r containerRow) string { return r.Sandbox }),
+	"image":   anImage(func(r containerRow) string { return r.Image }),
+	"status":  oneOf(func(r containerRow) string { return r.Status }),
+	"exited": oneOf(func(r containerRow) string {
+		if r.ExitCode == nil {
+			return ""
+		}
+		return strconv.FormatUint(uint64(*r.ExitCode), 10)
+	}),
+	"label": allLabels(func(r containerRow) map[string]string { return r.Labels }),
 }
 
 func (c *client) containerRows(ctx context.Context, all bool) ([]containerRow, error) {

@@ -43,16 +43,23 @@ func (r sandboxRow) columns() []string {
 
 func (a *app) sandboxListCommand() *cobra.Command {
 	var o output
+	var wanted *filter[sandboxRow]
 	cmd := &cobra.Command{
 		Use:     "ls",
 		Aliases: []string{"list"}, SuggestFor: []string{"pods"},
 		Short:   "List sandboxes",
-		Example: "  caisson sandbox ls\n  caisson sandbox ls --format json",
+		Long:    "List sandboxes. A filter is a part of the ID, a state (ready, notready), or a label with or without its\nvalue. " + filterHelp,
+		Example: "  caisson sandbox ls\n  caisson sandbox ls --format json\n  caisson sandbox ls -q --filter state=notready",
 		Args:    atMost(0, "no arguments"),
 		RunE: lists(a, &o, []string{"SANDBOX", "STATE", "PID", "CONTAINERS", "CREATED"}, func(ctx context.Context, c *client, _ []string) ([]sandboxRow, error) {
-			return c.sandboxRows(ctx)
+			return wanted.of(c.sandboxRows(ctx))
 		}),
 	}
+	wanted = addFilter(cmd, filterFields[sandboxRow]{
+		"name":  within(func(r sandboxRow) string { return r.ID }),
+		"state": oneOf(func(r sandboxRow) string { return r.State }),
+		"label": allLabels(func(r sandboxRow) map[string]string { return r.Labels }),
+	})
 	o.addFormat(cmd, "table")
 	o.addQuiet(cmd, "the IDs")
 	return cmd

@@ -20,6 +20,14 @@ func TestCLIPrune(t *testing.T) {
 	h.Caisson("run", "--name", "one", harness.Image, "true")
 	h.Caisson("run", "-d", "--name", "two", harness.Image, "sh", "-c", "head -c 1000000 /dev/zero >/x; echo 16 bytes of log")
 	h.Caisson("wait", "two")
+	for args, want := range map[string]string{
+		"ps --filter status=exited": "one\ntwo\n", "ps -f status=exited -f name=tw": "two\n", "ps -f image=" + harness.Image: "web\n",
+		"sandbox ls -f state=notready -f name=pod": "pod1\n",
+	} {
+		if out := h.Caisson(append(strings.Fields(args), "-q")...); out != want {
+			t.Errorf("%s: %q, want %q", args, out, want)
+		}
+	}
 	for answer, want := range map[string]string{"n\n": "web\none\ntwo\n", "\x03": "web\none\ntwo\n"} {
 		term := h.Terminal("caisson", "prune")
 		term.Expect("Remove containers one two? [y/N]")
