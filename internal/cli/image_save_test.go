@@ -56,6 +56,10 @@ func TestReplaceFile(t *testing.T) {
 	if entries, err := os.ReadDir(dir); err != nil || len(entries) != 1 {
 		t.Errorf("left: %v, %v", entries, err)
 	}
+	path = filepath.Join(dir, "none", "x")
+	if err := write("lost", nil); err == nil || !strings.Contains(err.Error(), path+": ") {
+		t.Errorf("where no directory is: %v", err)
+	}
 	path = os.DevNull
 	if err := write("gone", nil); err != nil {
 		t.Error(err)
