@@ -8,6 +8,7 @@ import (
 	containerd "github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/pkg/cio"
 	"github.com/containerd/containerd/v2/pkg/oci"
+	"github.com/containerd/errdefs"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"github.com/spf13/cobra"
 )
@@ -58,14 +59,15 @@ func (a *app) exec(ctx context.Context, f processFlags, id string, command []str
 	if err != nil {
 		return newStartError(fmt.Errorf("container %q: exec: %w", id, err))
 	}
+	start := func(ctx context.Context) error { return explainPaused(ctx, task, p.Start(ctx)) }
 	if f.detach {
-		if err := p.Start(ctx); err != nil {
+		if err := start(ctx); err != nil {
 			return joinUndo(newStartError(fmt.Errorf("container %q: exec: %w", id, err)), deleteExec(ctx, p))
 		}
 		_, err := fmt.Fprintln(a.sys.Stdout, execID)
 		return err
 	}
-	err = a.runProcess(ctx, p, streams, f, p.Start)
+	err = a.runProcess(ctx, p, streams, f, start)
 	if undone := deleteExec(ctx, p); undone != nil {
 		var ran exitStatus
 		if err != nil && !errors.As(err, &ran) {
@@ -74,6 +76,17 @@ func (a *app) exec(ctx context.Context, f processFlags, id string, command []str
 		a.warn(undone)
 	}
 	return err
+}
+
+// explainPaused adds the way out to the error of a process that a frozen container refused.
+func explainPaused(ctx context.Context, task containerd.Task, err error) error {
+	if !errdefs.IsFailedPrecondition(err) {
+		return err
+	}
+	if st, serr := task.Status(ctx); serr != nil || st.Status != containerd.Paused {
+		return err
+	}
+	return advise(err, "container %q is paused: let it go on first, with `caisson unpause %s`", task.ID(), task.ID())
 }
 
 // deleteExec forgets a process that has ended or never started.

@@ -19,6 +19,11 @@ func TestCLIPause(t *testing.T) {
 	if out := h.Caisson("ps", "-q"); out != "web\n" {
 		t.Errorf("ps of a paused container: %q", out)
 	}
+	for _, args := range [][]string{{"exec", "web", "true"}, {"exec", "-d", "web", "true"}} {
+		if res := h.TryCaisson(args...); res.Code != 125 || !strings.Contains(res.Stderr, "caisson unpause web") {
+			t.Errorf("%s in a paused container: %+v", args, res)
+		}
+	}
 	if out := h.Caisson("unpause", "web"); out != "web\n" || status() != "running\n" {
 		t.Errorf("unpause: %q, then %s", out, status())
 	}
