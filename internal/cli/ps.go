@@ -59,7 +59,7 @@ func (a *app) psCommand() *cobra.Command {
 		Short: "List containers that run",
 		Long: "List containers that run. A filter is a part of the name, a status (running, paused, created, exited),\n" +
 			"exited with an exit code, a sandbox, an image, or a label with or without its value. With a status or\n" +
-			"an exit code, it is also about those that do not run. " + filterHelp,
+			"an exit code, it is also about those that do not run.\n" + filterHelp,
 		Example: "  caisson ps\n  caisson ps -a --format json\n  caisson ps --filter sandbox=pod1 --filter label=tier=front\n  caisson rm $(caisson ps -q --filter status=exited)",
 		Args:    atMost(0, "no arguments"),
 		RunE: lists(a, &o, []string{"CONTAINER", "SANDBOX", "IMAGE", "COMMAND", "STATUS", "PID", "CREATED"}, func(ctx context.Context, c *client, _ []string) ([]containerRow, error) {
