@@ -105,3 +105,24 @@ func TestDeleteOfWhatARuntimeDoesNotKnow(t *testing.T) {
 		})
 	}
 }
+
+// TestWhatIsLeft: nobody looks after containers of known runtimes but hooks.
+func TestWhatIsLeft(t *testing.T) {
+	hook := []specs.Hook{{Path: "/bin/true"}}
+	for name, tc := range map[string]struct {
+		binary         string
+		hooks          *specs.Hooks
+		little, rootfs bool
+	}{
+		"runc":                    {"/usr/bin/runc", nil, true, true},
+		"crun":                    {"crun", &specs.Hooks{CreateRuntime: hook}, true, true},
+		"hook after":              {"runc", &specs.Hooks{Poststop: hook}, false, false},
+		"hook when it is started": {"runc", &specs.Hooks{Poststart: hook}, true, false},
+		"another runtime":         {"/usr/bin/youki", nil, false, false},
+	} {
+		r, spec := Runtime{Binary: tc.binary}, &specs.Spec{Hooks: tc.hooks, Linux: &specs.Linux{}}
+		if little, rootfs := r.LeavesLittle(spec), r.LeavesRootfs(spec); little != tc.little || rootfs != tc.rootfs {
+			t.Errorf("%s: leaves little: %v, rootfs: %v", name, little, rootfs)
+		}
+	}
+}
