@@ -40,6 +40,7 @@ type host struct {
 	hierarchies []hierarchy
 	unified     string // mount point of the v2 hierarchy, "" if there is none
 	v1          []cgroup1.Subsystem
+	sources     []source // of v1 counters
 }
 
 var (
@@ -66,6 +67,9 @@ func currentHost() (*host, error) {
 	case Legacy, Hybrid:
 		if h.v1, err = cgroup1.Default(); err != nil {
 			return nil, fmt.Errorf("cgroups: list v1 controllers: %w", err)
+		}
+		if err := h.openSources(); err != nil {
+			return nil, fmt.Errorf("cgroups: %w", err)
 		}
 	}
 	knownHost = h

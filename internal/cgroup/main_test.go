@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -32,6 +33,8 @@ func TestMain(m *testing.M) {
 		os.Exit(0)
 	case "reaper":
 		reaper()
+	case "sender":
+		sender()
 	}
 	if os.Geteuid() != 0 {
 		fmt.Fprintln(os.Stderr, "internal/cgroup: these tests need root")
@@ -111,6 +114,29 @@ func reaper() {
 			os.Exit(0)
 		}
 	}
+}
+
+// sender waits to be put into its group, sends to itself what it does not receive, says so,
+// and ends with the test.
+func sender() {
+	in := bufio.NewReader(os.Stdin)
+	if _, err := in.ReadByte(); err != nil {
+		os.Exit(3)
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		os.Exit(4)
+	}
+	conn, err := net.Dial("tcp", l.Addr().String())
+	if err != nil {
+		os.Exit(5)
+	}
+	if _, err := conn.Write(make([]byte, 64<<10)); err != nil {
+		os.Exit(6)
+	}
+	fmt.Println("sent")
+	_, _ = io.Copy(io.Discard, in)
+	os.Exit(0)
 }
 
 // helper starts the test binary as something else. It ends at the latest with
