@@ -37,7 +37,7 @@ func BenchmarkStatus(b *testing.B) {
 	r := newRig(b)
 	r.run("s", &api.Options{Network: api.Network_NETWORK_HOST})
 	b.Run("Metrics", func(b *testing.B) {
-		defer ceiling.Allocs(b, 50)()
+		defer ceiling.Allocs(b, 80)()
 		for b.Loop() {
 			if _, err := r.ctl.Metrics(r.ctx(), "s"); err != nil {
 				b.Fatal(err)
@@ -61,7 +61,7 @@ func BenchmarkTask(b *testing.B) {
 	r.container("s", "c", "busybox sleep 100000")
 	tasks := r.tasks("s")
 	b.Run("Stats", func(b *testing.B) {
-		defer ceiling.Allocs(b, 50)()
+		defer ceiling.Allocs(b, 80)()
 		for b.Loop() {
 			if _, err := tasks.Stats(r.ctx(), "c"); err != nil {
 				b.Fatal(err)

@@ -394,7 +394,7 @@ func BenchmarkStats(b *testing.B) {
 			b.Error(err)
 		}
 	}()
-	defer ceiling.Allocs(b, 30)() // some of them for each hierarchy
+	defer ceiling.Allocs(b, 60)() // some of them for each hierarchy
 	for b.Loop() {
 		if _, err := g.Stats(); err != nil {
 			b.Fatal(err)

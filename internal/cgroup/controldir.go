@@ -7,7 +7,6 @@ import (
 	"io/fs"
 	"strconv"
 	"sync"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -16,7 +15,7 @@ import (
 // failure is kept, and everything is empty from then on.
 type controlDir struct {
 	fd   int    // a directory
-	path []byte // leads from there to the group; ends with a slash, or is empty
+	path string // leads from there to the group; ends with a slash, or is empty
 	buf  []byte
 	err  error
 }
@@ -27,14 +26,14 @@ var controlDirs = sync.Pool{New: func() any { return &controlDir{buf: make([]byt
 // returns the first failure. If it reads many files the group's directory is opened.
 func (d *controlDir) readGroup(root int, path string, many bool, read func()) error {
 	d.fd, d.err = root, nil
-	d.path = append(append(append(d.path[:0], '.'), path...), '/')
+	d.path = "." + path + "/"
 	if many {
 		fd, err := d.open("", unix.O_PATH|unix.O_DIRECTORY)
 		if err != nil {
 			return &fs.PathError{Op: "open", Path: path, Err: err}
 		}
 		defer unix.Close(fd)
-		d.fd, d.path = fd, d.path[:0]
+		d.fd, d.path = fd, ""
 	}
 	read()
 	if d.err != nil {
@@ -43,16 +42,8 @@ func (d *controlDir) readGroup(root int, path string, many bool, read func()) er
 	return nil
 }
 
-// open is unix.Openat, which would make two copies of each name.
 func (d *controlDir) open(name string, flags int) (int, error) {
-	end := len(d.path)
-	d.path = append(append(d.path, name...), 0)
-	fd, _, errno := unix.Syscall6(unix.SYS_OPENAT, uintptr(d.fd), uintptr(unsafe.Pointer(&d.path[0])), uintptr(flags|unix.O_CLOEXEC), 0, 0, 0)
-	d.path = d.path[:end]
-	if errno != 0 {
-		return -1, errno
-	}
-	return int(fd), nil
+	return unix.Openat(d.fd, d.path+name, flags|unix.O_CLOEXEC, 0)
 }
 
 // file is the content of a file until the next one is read.
