@@ -15,7 +15,7 @@ import (
 // BenchmarkSandbox times Create and Start; what it allocates is that of a whole life.
 func BenchmarkSandbox(b *testing.B) {
 	r := newRig(b)
-	defer ceiling.Allocs(b, 2500)()
+	defer ceiling.Allocs(b, 1600)()
 	i := 0
 	for b.Loop() {
 		i++

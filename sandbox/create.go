@@ -22,7 +22,7 @@ import (
 // runtimeName is the containerd runtime of a record that names none.
 const runtimeType = "io.containerd.caisson.v2"
 
-// Create makes a sandbox's record, directory, files and cgroup. Options may be
+// Create makes a sandbox's record, directory and files. Options may be
 // CRI's PodSandboxConfig or caisson.sandbox.v1.Options; without any the sandbox
 // has the network namespace given, or one with loopback only. On error nothing
 // is left. AlreadyExists: there is a sandbox of that ID; InvalidArgument: ID,
@@ -81,22 +81,21 @@ func (c *Controller) Create(ctx context.Context, sb core.Sandbox, opts ...core.C
 	if err != nil {
 		return err
 	}
-	// The disk is slow, and so is the making of cgroups: neither waits for the other.
-	var recordErr, cgroupErr error
+	// The disk is slow: what the kernel alone does is done meanwhile.
+	var filesErr error
 	var work sync.WaitGroup
-	work.Go(func() { recordErr = b.createRecord(ctx, sb) })
-	work.Go(func() { cgroupErr = b.createCgroup() })
-	err = b.prepareFiles()
+	work.Go(func() {
+		if filesErr = b.prepareFiles(); filesErr == nil {
+			filesErr = b.listen()
+		}
+	})
+	err = b.createRecord(ctx, sb)
 	work.Wait()
-	if recordErr == nil {
+	if err == nil {
 		steps.Add("record", b.deleteRecord)
 	}
-	steps.Add("cgroup", b.removeCgroup)
 	steps.Add("files", func(context.Context) error { return b.unmountFiles() })
-	if err = errors.Join(recordErr, cgroupErr, err); err != nil {
-		return err
-	}
-	if err = b.listen(); err != nil {
+	if err = errors.Join(err, filesErr); err != nil {
 		return err
 	}
 	if err = b.move(Created, nil); err != nil {
@@ -190,18 +189,6 @@ func (b *box) prepareFiles() error {
 		return err
 	}
 	return b.mountRootfs()
-}
-
-func (b *box) createCgroup() error {
-	rec := b.snapshot()
-	group, err := cgroup.Create(rec.Cgroup, rec.Settings.Resources)
-	if err != nil {
-		return fmt.Errorf("sandbox %q: %w", rec.ID, err)
-	}
-	b.mu.Lock()
-	b.group = group
-	b.mu.Unlock()
-	return nil
 }
 
 // cgroupOf is the cgroup of a new sandbox, and whether it is ours to remove: a

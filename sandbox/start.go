@@ -7,6 +7,7 @@ import (
 	"maps"
 	"os"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/containerd/containerd/v2/core/runtime"
@@ -30,8 +31,8 @@ const taskVersion = 3
 // The import of core/runtime registers the type URL of OCI specifications.
 var _ = runtime.Exit{}
 
-// Start runs a created sandbox: its network if it is ours to make, and its
-// walls. On error nothing is left, not even what Create made, since callers give
+// Start runs a created sandbox: its cgroup, its network if it is ours to make, and
+// its walls. On error nothing is left, not even what Create made, since callers give
 // up on a sandbox that did not start. NotFound; FailedPrecondition: it was
 // started before.
 func (c *Controller) Start(ctx context.Context, sandboxID string) (_ core.ControllerInstance, err error) {
@@ -104,22 +105,64 @@ func (b *box) removeLeft(ctx context.Context) error {
 	return b.remove(ctx)
 }
 
-// start puts up the walls of a sandbox that is Starting, and makes it Ready.
-func (b *box) start(ctx context.Context) (err error) {
+// start makes the cgroup and puts up the walls of a sandbox that is Starting, and makes
+// it Ready. A cgroup takes the kernel as long as the walls, which are mostly waited for:
+// neither needs the other before the first container.
+func (b *box) start(ctx context.Context) error {
+	var cgroupErr error
+	var work sync.WaitGroup
+	work.Go(func() { cgroupErr = b.createCgroup() })
+	inst, err := b.putUp(ctx)
+	work.Wait()
+	var steps undo.Stack
+	if err == nil {
+		steps.Add("walls", func(ctx context.Context) error { return errors.Join(inst.End(ctx), inst.Close()) })
+	}
+	if err = errors.Join(err, cgroupErr); err == nil {
+		err = b.listen()
+	}
+	if err == nil {
+		err = b.move(Ready, func(r *boxRecord) { r.StartedAt, r.Unclaimed = time.Now(), r.Settings.CRI })
+	}
+	if err != nil {
+		return errors.Join(err, steps.Run(ctx))
+	}
+	b.attach(inst)
+	return nil
+}
+
+// createCgroup makes the sandbox's cgroup; a single container makes its own.
+func (b *box) createCgroup() error {
+	rec := b.snapshot()
+	if rec.Kind != kindSandbox {
+		return nil
+	}
+	group, err := cgroup.Create(rec.Cgroup, rec.Settings.Resources)
+	if err != nil {
+		return fmt.Errorf("sandbox %q: %w", rec.ID, err)
+	}
+	b.mu.Lock()
+	b.group = group
+	b.mu.Unlock()
+	return nil
+}
+
+// putUp makes the sandbox's network and its walls.
+func (b *box) putUp(ctx context.Context) (isolation.Instance, error) {
 	if err := b.setupNetwork(ctx); err != nil {
-		return err
+		return nil, err
 	}
 	rec := b.snapshot()
 	userNS, err := userNS(rec)
 	if err != nil {
-		return fmt.Errorf("sandbox %q: user namespace: %w", rec.ID, err)
+		return nil, fmt.Errorf("sandbox %q: user namespace: %w", rec.ID, err)
 	}
 	if userNS != nil {
 		defer userNS.Close()
 	}
 	walls, err := b.c.isolation(rec.Settings.Isolation)
 	if err != nil {
-		return fmt.Errorf("sandbox %q: %w", rec.ID, err)
+		return nil, fmt.Errorf("sandbox %q: %w", rec.ID, err)
 	}
 	inst, err := walls.Start(ctx, isolation.Config{
 		Name:     b.k.String(),
@@ -134,18 +177,9 @@ func (b *box) start(ctx context.Context) (err error) {
 		Sysctls:  rec.Settings.Sysctls,
 	})
 	if err != nil {
-		return fmt.Errorf("sandbox %q: %w", rec.ID, err)
+		return nil, fmt.Errorf("sandbox %q: %w", rec.ID, err)
 	}
-	var steps undo.Stack
-	steps.Add("walls", func(ctx context.Context) error { return errors.Join(inst.End(ctx), inst.Close()) })
-	if err = b.listen(); err == nil {
-		err = b.move(Ready, func(r *boxRecord) { r.StartedAt, r.Unclaimed = time.Now(), r.Settings.CRI })
-	}
-	if err != nil {
-		return errors.Join(err, steps.Run(ctx))
-	}
-	b.attach(inst)
-	return nil
+	return inst, nil
 }
 
 // setupNetwork makes the network that the sandbox asked us for, and writes down

@@ -106,7 +106,8 @@ func updated(sb core.Sandbox, fields []string, name string) typeurl.Any {
 func (b *box) apply(ch change) error {
 	rec := b.snapshot()
 	if ch.resources != nil {
-		if rec.OwnCgroup && rec.State != Stopped {
+		// Before its start a sandbox has no cgroup, which then gets the merged limits.
+		if rec.OwnCgroup && rec.State != Created && rec.State != Stopped {
 			group, err := b.cgroup()
 			if err == nil {
 				err = group.Update(ch.resources)

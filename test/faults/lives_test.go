@@ -72,7 +72,7 @@ var lives = []life{
 	{"restart in task checkpoint, in vain", uncheckpointed, []call{callTaskCreate, callTaskStart, crash(callCheckpointFails, "runtime:checkpointed"), callRestart, callCheckpointFails, term, callTaskDelete}, []int{3}},
 	{"restart in task delete", member, []call{callTaskCreate, callTaskStart, term, crash(callTaskDelete, "task:forget"), callRestart, again(callTaskDelete)}, []int{4}},
 	{"restart in exec start", extra, []call{callExecAdd, crash(callExecRun, "runtime:ended"), callRestart, again(callExecRun), callTaskDelete}, []int{2}},
-	{"restart in sandbox create", sandboxWith(full), []call{crash(callSandboxCreate, "cgroup:update"), callRestart, callSandboxCreate, callSandboxStart, callSandboxShutdown}, []int{1}},
+	{"restart in sandbox create", sandboxWith(full), []call{crash(callSandboxCreate, "store:committed"), callRestart, callSandboxCreate, callSandboxStart, callSandboxShutdown}, []int{1}},
 	{"restart in sandbox start", sandboxWith(full), []call{callSandboxCreate, crash(callSandboxStart, "monitor:runs"), callRestart, again(callSandboxStart), callSandboxShutdown}, []int{2}},
 	{"restart in sandbox stop", living, []call{callSandboxCreate, callSandboxStart, callTaskCreate, callTaskStart, crash(callSandboxStop, "sandbox:stop:walls"), callRestart, callSandboxStop, callEnded, callTaskDelete, callSandboxShutdown}, []int{5}},
 	{"restart in sandbox shutdown", sandboxWith(full), []call{callSandboxCreate, callSandboxStart, crash(callSandboxShutdown, "sandbox:remove:dir"), callRestart, again(callSandboxShutdown)}, []int{3}},
