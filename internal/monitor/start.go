@@ -82,7 +82,7 @@ func start(ctx context.Context, cfg Config) (_ *Conn, err error) {
 	cmd.ExtraFiles = []*os.File{listener}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if err = fault.Fail("monitor:run", unix.EAGAIN, unix.ENOMEM, unix.EMFILE); err == nil {
-		err = cmd.Start()
+		err = runSilently(cmd)
 	}
 	listener.Close() // from now on only the monitor listens; a connect fails if it died
 	if err != nil {
@@ -113,6 +113,18 @@ func start(ctx context.Context, cfg Config) (_ *Conn, err error) {
 		return nil, err
 	}
 	return c, nil
+}
+
+// runSilently starts a program without standard streams. Left to itself, os/exec opens the
+// null device for each of them.
+func runSilently(cmd *exec.Cmd) error {
+	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	defer null.Close() // nothing was written
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = null, null, null
+	return cmd.Start()
 }
 
 // awaitEnd returns when the process, which is not reaped yet, has ended: only then to call

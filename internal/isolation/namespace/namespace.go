@@ -12,6 +12,7 @@ import (
 	"maps"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 
@@ -60,13 +61,22 @@ func (i *Isolation) Start(ctx context.Context, cfg isolation.Config) (_ isolatio
 		return errors.Join(end(ctx, conn), conn.Close())
 	})
 
+	if err := conn.EndWithProcess(); err != nil {
+		return nil, err
+	}
+	// It does one after the other; to ask for both at once spares waiting twice.
+	var subscribed error
+	var work sync.WaitGroup
+	work.Go(func() { subscribed = subscribe(ctx, conn) })
 	var holder monitor.Process
 	if cfg.Walls {
-		if holder, err = hold(ctx, conn, cfg); err != nil {
-			return nil, err
-		}
+		holder, err = hold(ctx, conn, cfg)
 	}
-	return newInstance(ctx, conn, holder)
+	work.Wait()
+	if err = errors.Join(err, subscribed); err != nil {
+		return nil, err
+	}
+	return &instance{conn: conn, holder: holder, namespaces: madeNamespaces(holder, cfg)}, nil
 }
 
 // Load connects to the monitor in dir.
@@ -90,7 +100,21 @@ func (i *Isolation) Load(ctx context.Context, dir string) (_ isolation.Instance,
 			holder = r.Process
 		}
 	}
-	return newInstance(ctx, conn, holder)
+	if err := conn.EndWithProcess(); err != nil {
+		return nil, err
+	}
+	// Its answer says that it lives, so the pid is still its own.
+	if err := subscribe(ctx, conn); err != nil {
+		return nil, err
+	}
+	return &instance{conn: conn, holder: holder, namespaces: foundNamespaces(holder, slices.Collect(maps.Keys(files))...)}, nil
+}
+
+func subscribe(ctx context.Context, conn *monitor.Conn) error {
+	if err := conn.Subscribe(ctx); err != nil {
+		return fmt.Errorf("subscribe to exits: %w", err)
+	}
+	return nil
 }
 
 func hold(ctx context.Context, conn *monitor.Conn, cfg isolation.Config) (monitor.Process, error) {
@@ -155,20 +179,11 @@ type instance struct {
 	conn   *monitor.Conn
 	holder monitor.Process
 
+	namespaces map[specs.LinuxNamespaceType]string // the sandbox's own
+
 	mu     sync.Mutex // guards what follows
 	exit   *monitor.Exit
 	closed bool
-}
-
-func newInstance(ctx context.Context, conn *monitor.Conn, holder monitor.Process) (*instance, error) {
-	if err := conn.EndWithProcess(); err != nil {
-		return nil, err
-	}
-	// Its answer says that it lives, so the pid is still its own.
-	if err := conn.Subscribe(ctx); err != nil {
-		return nil, fmt.Errorf("subscribe to exits: %w", err)
-	}
-	return &instance{conn: conn, holder: holder}, nil
 }
 
 // Watch passes on the exits of members and keeps the holder's for itself. Close is not
@@ -222,22 +237,54 @@ var files = map[specs.LinuxNamespaceType]string{
 	specs.UserNamespace:    "user",
 }
 
-// Namespaces compares the holder's namespaces with the daemon's own: what
-// differs is the sandbox's. Nothing has to be remembered for that.
+// Namespaces are the sandbox's own, by path.
 func (in *instance) Namespaces() map[specs.LinuxNamespaceType]string {
+	return maps.Clone(in.namespaces)
+}
+
+// madeNamespaces are those of a holder that was just started: what was made for it is its
+// own, and what it joined if it is not the daemon's as well.
+func madeNamespaces(holder monitor.Process, cfg isolation.Config) map[specs.LinuxNamespaceType]string {
 	own := map[specs.LinuxNamespaceType]string{}
-	if in.holder.Pid == 0 {
+	if !cfg.Walls {
 		return own
 	}
-	for kind, file := range files {
-		path := fmt.Sprintf("/proc/%d/ns/%s", in.holder.Pid, file)
+	if cfg.NetNS != "" {
+		own = foundNamespaces(holder, specs.NetworkNamespace)
+	}
+	for kind, made := range map[specs.LinuxNamespaceType]bool{
+		specs.IPCNamespace:  cfg.NewIPC,
+		specs.UTSNamespace:  cfg.NewUTS,
+		specs.PIDNamespace:  cfg.NewPID,
+		specs.UserNamespace: cfg.UserNS != nil,
+	} {
+		if made {
+			own[kind] = namespacePath(holder, kind)
+		}
+	}
+	return own
+}
+
+// foundNamespaces compares a holder's namespaces of these kinds with the daemon's: what
+// differs is the sandbox's. Nothing has to be remembered for that.
+func foundNamespaces(holder monitor.Process, kinds ...specs.LinuxNamespaceType) map[specs.LinuxNamespaceType]string {
+	own := map[specs.LinuxNamespaceType]string{}
+	if holder.Pid == 0 {
+		return own
+	}
+	for _, kind := range kinds {
+		path := namespacePath(holder, kind)
 		theirs, err := os.Readlink(path)
 		if err != nil {
-			continue // The holder is gone; Done says so.
+			continue // The holder is gone; its exit says so.
 		}
-		if ours, err := os.Readlink("/proc/self/ns/" + file); err == nil && ours != theirs {
+		if ours, err := os.Readlink("/proc/self/ns/" + files[kind]); err == nil && ours != theirs {
 			own[kind] = path
 		}
 	}
 	return own
+}
+
+func namespacePath(holder monitor.Process, kind specs.LinuxNamespaceType) string {
+	return "/proc/" + strconv.Itoa(holder.Pid) + "/ns/" + files[kind]
 }
