@@ -46,10 +46,10 @@ func New(monitorBinary string, pool *Pool) *Isolation {
 // Start starts a monitor and, where there are walls, a holder.
 func (i *Isolation) Start(ctx context.Context, cfg isolation.Config) (_ isolation.Instance, err error) {
 	conn := i.pool.take(ctx, cfg.Dir, cfg.Name)
-	if conn == nil {
-		if conn, err = monitor.Start(ctx, monitor.Config{Binary: i.binary, Dir: cfg.Dir, Name: cfg.Name}); err != nil {
-			return nil, fmt.Errorf("start monitor: %w", err)
-		}
+	if conn != nil {
+		defer i.pool.settled()
+	} else if conn, err = monitor.Start(ctx, monitor.Config{Binary: i.binary, Dir: cfg.Dir, Name: cfg.Name}); err != nil {
+		return nil, fmt.Errorf("start monitor: %w", err)
 	}
 	var steps undo.Stack
 	defer func() {

@@ -34,7 +34,8 @@ const (
 // and its cgroup has a path that only the sandbox's client knows.
 type Pool struct {
 	binary, dir string
-	ready       chan waiting // has room for all but one, which fill has in hand
+	room        chan struct{} // a token for each monitor that may be started
+	ready       chan waiting  // has room for all but one, which fill has in hand
 	closing     chan struct{}
 	filler      sync.WaitGroup
 	close       func() error
@@ -84,7 +85,10 @@ func OpenPool(ctx context.Context, monitorBinary, dir string, size int) (*Pool, 
 	if err != nil {
 		return nil, fmt.Errorf("pool of monitors: %w", err)
 	}
-	p := &Pool{binary: monitorBinary, dir: dir, size: size, ready: make(chan waiting, max(size-1, 0)), closing: make(chan struct{})}
+	p := &Pool{binary: monitorBinary, dir: dir, size: size, room: make(chan struct{}, size), ready: make(chan waiting, max(size-1, 0)), closing: make(chan struct{})}
+	for range size {
+		p.room <- struct{}{}
+	}
 	if size > 0 {
 		p.filler.Go(p.fill)
 	}
@@ -130,11 +134,17 @@ func (w waiting) end() error {
 // fill starts monitors for as long as there is room for one more.
 func (p *Pool) fill() {
 	for n := 0; ; n++ {
+		select {
+		case <-p.room:
+		case <-p.closing:
+			return
+		}
 		w, err := p.start(filepath.Join(p.dir, strconv.Itoa(n)))
 		if err != nil {
 			log.L.WithError(err).Warn("no monitor waits for a sandbox")
 			select {
 			case <-time.After(poolPause):
+				p.room <- struct{}{}
 				continue
 			case <-p.closing:
 				return
@@ -156,6 +166,7 @@ func (p *Pool) fill() {
 		case <-p.closing:
 			return
 		default:
+			p.room <- struct{}{}
 		}
 	}
 }
@@ -173,7 +184,8 @@ func (p *Pool) start(dir string) (waiting, error) {
 	return waiting{conn, dir}, nil
 }
 
-// take gives one of those that wait to a sandbox, nil if none does. p may be nil.
+// take gives one of those that wait to a sandbox, nil if none does; with one, settled has
+// to be called. p may be nil.
 func (p *Pool) take(ctx context.Context, dir, name string) *monitor.Conn {
 	for p != nil {
 		var w waiting
@@ -194,6 +206,7 @@ func (p *Pool) take(ctx context.Context, dir, name string) *monitor.Conn {
 			p.taken.Add(1)
 			return w.conn
 		}
+		p.settled()
 		log.G(ctx).WithError(err).Warn("a monitor that waited cannot be used")
 		if err := w.end(); err != nil {
 			log.G(ctx).WithError(err).Warn("end a monitor that waits for a sandbox")
@@ -201,3 +214,7 @@ func (p *Pool) take(ctx context.Context, dir, name string) *monitor.Conn {
 	}
 	return nil
 }
+
+// settled lets the place of a monitor that was taken be filled: not before its sandbox is
+// up, which would have to share the processor with that.
+func (p *Pool) settled() { p.room <- struct{}{} }

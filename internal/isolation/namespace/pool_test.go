@@ -193,6 +193,7 @@ func TestPoolTakesWhatWaits(t *testing.T) {
 		for conn == nil { // and before it can be taken
 			conn = p.take(t.Context(), r.dir, "test/taken")
 		}
+		p.settled()
 		pid := conn.Pid()
 		if err := errors.Join(end(t.Context(), conn), conn.Close()); err != nil {
 			t.Error(err)
