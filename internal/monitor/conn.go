@@ -55,12 +55,13 @@ type reply struct {
 	files []*os.File
 }
 
-func newConn(dir string, sock *net.UnixConn, finished <-chan struct{}) *Conn {
+func newConn(dir string, sock *net.UnixConn, child started) *Conn {
 	c := &Conn{
 		dir:      dir,
 		sock:     sock,
+		pid:      child.pid,
 		version:  protocolVersion,
-		finished: finished,
+		finished: child.finished,
 		writing:  make(chan struct{}, 1),
 		closing:  make(chan struct{}),
 		done:     make(chan struct{}),

@@ -83,7 +83,7 @@ func FuzzReplies(f *testing.F) {
 			impostor(theirs, input, int(null.Fd()))
 		}()
 		before := len(openFDs("self"))
-		c := newConn("impostor", ours, nil)
+		c := newConn("impostor", ours, started{})
 		ask(t, c)
 		if err := c.Close(); err != nil {
 			t.Error(err)

@@ -29,6 +29,9 @@ type Config struct {
 	Name   string // what ps shows: the sandbox's id
 	// Waits is set for one that is to get another directory and name, by Move.
 	Waits bool
+	// First may be what is asked of the monitor first, whose answer then tells that it
+	// runs; without it, it is asked for just that. Its error is Start's.
+	First func(context.Context, *Conn) error
 
 	env []string // for tests
 }
@@ -100,7 +103,11 @@ func start(ctx context.Context, cfg Config) (_ *Conn, err error) {
 		}
 	}()
 	fault.Point("monitor:runs")
-	c, err := connect(ctx, cfg.Dir, dir, finished)
+	greet := cfg.First
+	if greet == nil {
+		greet = sayHello
+	}
+	c, err := connect(ctx, cfg.Dir, dir, started{cmd.Process.Pid, finished}, greet)
 	connected <- c
 	if err != nil {
 		// It was just started, so it has nothing to lose.
@@ -163,7 +170,7 @@ func dial(ctx context.Context, path string) (*Conn, error) {
 		return nil, err
 	}
 	defer dir.Close() // only read: nothing can be lost
-	return connect(ctx, path, dir, nil)
+	return connect(ctx, path, dir, started{}, sayHello)
 }
 
 func openDir(path string) (*os.File, error) {
@@ -183,14 +190,23 @@ func socketPath(dir *os.File) string {
 	return "/proc/self/fd/" + strconv.Itoa(int(dir.Fd())) + "/" + socketName
 }
 
+// started is a monitor that is this process's child: its pid, and what is closed when it
+// was waited for. It is empty for one that is not.
+type started struct {
+	pid      int
+	finished <-chan struct{}
+}
+
+func sayHello(ctx context.Context, c *Conn) error { return c.hello(ctx) }
+
 // connect dials and greets the monitor.
-func connect(ctx context.Context, path string, dir *os.File, finished <-chan struct{}) (*Conn, error) {
+func connect(ctx context.Context, path string, dir *os.File, child started, greet func(context.Context, *Conn) error) (*Conn, error) {
 	sock, err := dialSocket(ctx, dir)
 	if err != nil {
 		return nil, err
 	}
-	c := newConn(path, sock, finished)
-	if err := c.hello(ctx); err != nil {
+	c := newConn(path, sock, child)
+	if err := greet(ctx, c); err != nil {
 		return nil, errors.Join(err, c.Close())
 	}
 	return c, nil

@@ -74,7 +74,7 @@ func monitorOf(version uint32, conn *net.UnixConn) <-chan header {
 func TestVersionsOfMonitors(t *testing.T) {
 	ours, theirs := socketPair(t)
 	asked := monitorOf(1, theirs)
-	c := newConn("old", ours, nil)
+	c := newConn("old", ours, started{})
 	if err := c.hello(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -113,7 +113,7 @@ func TestVersionsOfMonitors(t *testing.T) {
 	for _, version := range []uint32{0, protocolVersion + 1} {
 		ours, theirs := socketPair(t)
 		asked := monitorOf(version, theirs)
-		c := newConn("other", ours, nil)
+		c := newConn("other", ours, started{})
 		if err := c.hello(t.Context()); !errdefs.IsNotImplemented(err) {
 			t.Errorf("HELLO of a monitor of version %d: %v", version, err)
 		}

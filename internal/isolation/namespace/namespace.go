@@ -45,38 +45,41 @@ func New(monitorBinary string, pool *Pool) *Isolation {
 
 // Start starts a monitor and, where there are walls, a holder.
 func (i *Isolation) Start(ctx context.Context, cfg isolation.Config) (_ isolation.Instance, err error) {
+	var holder monitor.Process
+	begin := func(ctx context.Context, conn *monitor.Conn) (err error) {
+		holder, err = putUp(ctx, conn, cfg)
+		return err
+	}
 	conn := i.pool.take(ctx, cfg.Dir, cfg.Name)
-	if conn != nil {
-		defer i.pool.settled()
-	} else if conn, err = monitor.Start(ctx, monitor.Config{Binary: i.binary, Dir: cfg.Dir, Name: cfg.Name}); err != nil {
-		return nil, fmt.Errorf("start monitor: %w", err)
-	}
-	var steps undo.Stack
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, steps.Run(ctx))
+	if conn == nil {
+		if conn, err = monitor.Start(ctx, monitor.Config{Binary: i.binary, Dir: cfg.Dir, Name: cfg.Name, First: begin}); err != nil {
+			return nil, fmt.Errorf("start monitor: %w", err)
 		}
-	}()
-	steps.Add("monitor", func(ctx context.Context) error {
-		return errors.Join(end(ctx, conn), conn.Close())
-	})
-
-	if err := conn.EndWithProcess(); err != nil {
-		return nil, err
+	} else {
+		defer i.pool.settled()
+		if err = begin(ctx, conn); err != nil {
+			var steps undo.Stack
+			steps.Add("monitor", func(ctx context.Context) error { return errors.Join(end(ctx, conn), conn.Close()) })
+			return nil, errors.Join(err, steps.Run(ctx))
+		}
 	}
-	// It does one after the other; to ask for both at once spares waiting twice.
+	return &instance{conn: conn, holder: holder, namespaces: madeNamespaces(holder, cfg)}, nil
+}
+
+// putUp asks a monitor for a holder, where there are walls, and for the exits of processes.
+// It does one after the other; to ask for both at once spares waiting twice.
+func putUp(ctx context.Context, conn *monitor.Conn, cfg isolation.Config) (holder monitor.Process, err error) {
+	if err := conn.EndWithProcess(); err != nil {
+		return holder, err
+	}
 	var subscribed error
 	var work sync.WaitGroup
 	work.Go(func() { subscribed = subscribe(ctx, conn) })
-	var holder monitor.Process
 	if cfg.Walls {
 		holder, err = hold(ctx, conn, cfg)
 	}
 	work.Wait()
-	if err = errors.Join(err, subscribed); err != nil {
-		return nil, err
-	}
-	return &instance{conn: conn, holder: holder, namespaces: madeNamespaces(holder, cfg)}, nil
+	return holder, errors.Join(err, subscribed)
 }
 
 // Load connects to the monitor in dir.

@@ -173,6 +173,7 @@ int do_spawn(struct request *rq)
 	struct record *r;
 	int err = parse_spawn(rq, &s), pipe[2];
 	char *pid_file = NULL;
+	uint64_t start = 0;
 	pid_t pid;
 
 	if (err)
@@ -201,6 +202,8 @@ int do_spawn(struct request *rq)
 			run_child(rq, &s, pipe[1]);
 		err = pid < 0 ? fail(errno, "fork", "") : 0;
 		close(pipe[1]);
+		if (!err)
+			start = start_time(pid); /* while the child is busy */
 		if (!err && (err = read_reports(pipe[0], &pid, NULL)) != 0) {
 			kill(pid, SIGKILL);
 			/* After a timeout it may hang: then it is reaped as an orphan. */
@@ -213,7 +216,7 @@ int do_spawn(struct request *rq)
 			munmap(pid_file, PATH_MAX);
 		return err;
 	}
-	r = records_add(SPAWNED, pid, s.tag);
+	r = records_add(SPAWNED, pid, start, s.tag);
 	records_watch(r, pid_file);
 	put_process(rq->reply, r);
 	return 0;

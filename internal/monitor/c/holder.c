@@ -298,6 +298,7 @@ int do_hold(struct request *rq)
 	struct hold h;
 	int err = parse_hold(rq, &h), pipe[2];
 	pid_t first, pid;
+	uint64_t start = 0;
 	bool ready = false;
 
 	if (err)
@@ -310,8 +311,10 @@ int do_hold(struct request *rq)
 	if (pid < 0)
 		err = fail(errno, "fork", "");
 	close(pipe[1]);
-	if (!err)
+	if (!err) {
+		start = start_time(pid); /* while the child is busy */
 		err = read_reports(pipe[0], &pid, &ready);
+	}
 	close(pipe[0]);
 	if (!err && !ready)
 		err = fail(EIO, "holder ended early", "");
@@ -323,6 +326,8 @@ int do_hold(struct request *rq)
 		waitpid(first, NULL, __WALL);
 	if (err)
 		return err;
-	put_process(rq->reply, records_add(HOLDER, pid, ""));
+	if (first != pid)
+		start = start_time(pid);
+	put_process(rq->reply, records_add(HOLDER, pid, start, ""));
 	return 0;
 }

@@ -79,7 +79,7 @@ bool records_have_room(void);
 void records_unmap(void);
 bool records_reserve(void);
 uint64_t start_time(pid_t pid); /* from /proc; 0 if it cannot be had */
-struct record *records_add(uint8_t kind, pid_t pid, const char *tag); /* after records_reserve */
+struct record *records_add(uint8_t kind, pid_t pid, uint64_t start, const char *tag); /* after records_reserve */
 void records_watch(struct record *r, char *pid_file); /* it is a runtime, if not NULL */
 void put_process(struct out *out, const struct record *r);
 void put_record(struct out *out, const struct record *r);

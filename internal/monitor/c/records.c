@@ -81,14 +81,14 @@ uint64_t start_time(pid_t pid)
 	return v;
 }
 
-struct record *records_add(uint8_t kind, pid_t pid, const char *tag)
+struct record *records_add(uint8_t kind, pid_t pid, uint64_t start, const char *tag)
 {
 	struct record *r = table_add(&records);
 
 	r->serial = ++last_serial;
 	r->kind = kind;
 	r->pid = pid;
-	r->start = start_time(pid);
+	r->start = start;
 	strcpy(r->tag, tag);
 	return r;
 }
@@ -213,7 +213,7 @@ static void adopt(struct record *r)
 	/* Only what is a child, and so cannot be reaped and its pid used again. */
 	if (pid > 0 && find_running(pid) == NULL &&
 	    waitid(P_PID, pid, &si, WEXITED | WNOHANG | WNOWAIT) == 0) {
-		struct record *a = records_add(ADOPTED, pid, r->tag);
+		struct record *a = records_add(ADOPTED, pid, start_time(pid), r->tag);
 
 		r->adopted = a->serial;
 		r->adopted_start = a->start;
