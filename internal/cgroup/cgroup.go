@@ -85,7 +85,7 @@ func Create(path string, resources *specs.LinuxResources) (_ *Group, err error) 
 	case h.mode == Unified:
 		err = g.createV2()
 	default:
-		err = g.createV1()
+		err = g.createV1(made)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("cgroup %q: create: %w", path, classify(err))

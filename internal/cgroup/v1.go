@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 
 	"github.com/containerd/cgroups/v3/cgroup1"
@@ -17,11 +18,11 @@ import (
 
 // createV1 fits out the directories that Create made. The library would have made
 // them as well, with ten times as many system calls.
-func (g *Group) createV1() error {
+func (g *Group) createV1(made []string) error {
 	if dir := g.host.dirOf("cpuset", g.path); dir != "" {
 		// Without processors and memory nodes nothing can be put into it.
 		for _, name := range []string{"cpuset.cpus", "cpuset.mems"} {
-			if _, err := inherit(dir, name); err != nil {
+			if _, err := inherit(dir, name, made); err != nil {
 				return err
 			}
 		}
@@ -29,14 +30,17 @@ func (g *Group) createV1() error {
 	return nil
 }
 
-// inherit gives a group its parent's value of a file that is empty in a new one, and
-// returns the value; that of the root is never empty.
-func inherit(dir, name string) ([]byte, error) {
-	value, err := readFile(filepath.Join(dir, name))
-	if err != nil || len(value) > 0 {
-		return value, err
+// inherit gives a group its parent's value of a file that is empty in a new one, as those
+// just made are, and returns the value; that of the root is never empty.
+func inherit(dir, name string, made []string) ([]byte, error) {
+	if !slices.Contains(made, dir) {
+		value, err := readFile(filepath.Join(dir, name))
+		if err != nil || len(value) > 0 {
+			return value, err
+		}
 	}
-	if value, err = inherit(filepath.Dir(dir), name); err != nil {
+	value, err := inherit(filepath.Dir(dir), name, made)
+	if err != nil {
 		return nil, err
 	}
 	return value, writeFile(filepath.Join(dir, name), string(value))
