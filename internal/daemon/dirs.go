@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"caisson/internal/config"
+	"caisson/internal/statefile"
 	"caisson/internal/undo"
 )
 
@@ -103,7 +104,7 @@ func lockDirectory(what, path string) (*os.File, error) {
 	if err != nil {
 		return nil, fmt.Errorf("lock of the %s directory: %w", what, classify(err))
 	}
-	err = tryLock(f)
+	err = statefile.Lock(f)
 	if errors.Is(err, unix.EWOULDBLOCK) {
 		by := make([]byte, 20)
 		n, _ := f.ReadAt(by, 0) // the pid is for the message only
@@ -120,19 +121,6 @@ func lockDirectory(what, path string) (*os.File, error) {
 		return nil, errors.Join(fmt.Errorf("lock of the %s directory %s: %w", what, path, classify(err)), f.Close())
 	}
 	return f, nil
-}
-
-// lockPatience is how long to wait for a lock: the kernel closes the connections of a
-// daemon that was killed before its locks, and whoever sees that starts another.
-const lockPatience = time.Second
-
-func tryLock(f *os.File) error {
-	for end := time.Now().Add(lockPatience); ; time.Sleep(10 * time.Millisecond) {
-		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
-		if !errors.Is(err, unix.EWOULDBLOCK) || time.Now().After(end) {
-			return err
-		}
-	}
 }
 
 // checkAddress refuses an address that somebody serves: containerd would take

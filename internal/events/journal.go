@@ -36,6 +36,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"caisson/internal/fault"
+	"caisson/internal/statefile"
 )
 
 const (
@@ -162,7 +163,7 @@ func (j *Journal) open() error {
 	if j.lock, err = os.Open(j.dir); err != nil {
 		return err
 	}
-	if err := unix.Flock(int(j.lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+	if err := statefile.Lock(j.lock); err != nil {
 		return fmt.Errorf("lock: %w: %w", err, errdefs.ErrFailedPrecondition)
 	}
 	j.compactAt = j.compactMin

@@ -1,7 +1,8 @@
 // Package statefile keeps small JSON records in the run-time directory.
 //
 // The directory is on tmpfs and does not outlive a reboot, so a record is
-// replaced by a rename, which a killed daemon cannot tear, and never synced.
+// replaced by a rename, which a killed daemon cannot tear, and never synced. It also
+// locks what only one daemon may use.
 package statefile
 
 import (
