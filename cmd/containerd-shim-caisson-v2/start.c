@@ -16,8 +16,10 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/file.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/un.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -27,12 +29,13 @@
 #define DAEMON "caissond"
 #define DAEMON_LOCK "lock"    /* made by every daemon, and never removed */
 #define START_LOCK "shim.lock"
+#define KEEPER "keeper/monitor.sock" /* of a daemon that keeps connections */
 #define LOG "caissond.log"    /* of daemons that were started here */
 
 /* In milliseconds. */
 #define STEP 5
 #define START_LIMIT 30000
-/* How long a daemon that ran before and was not started by us may be away: an
+/* How long a daemon that was not started by us may be away: an
  * init system or a person is about to start it again. containerd gives delete
  * five seconds altogether. */
 #define AWAY_LIMIT 2000
@@ -158,6 +161,23 @@ static int await(const char *path, long limit, pid_t child)
 	}
 }
 
+/* Whether a keeper, which holds the connections of a daemon that is away, listens. */
+static int answers(const char *path)
+{
+	struct sockaddr_un address = { .sun_family = AF_UNIX };
+	int fd, found;
+
+	if (strlen(path) >= sizeof(address.sun_path))
+		return 0; /* nobody can listen there */
+	strcpy(address.sun_path, path);
+	fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+	if (fd < 0)
+		fail("make a socket: %s", strerror(errno));
+	found = connect(fd, (struct sockaddr *)&address, sizeof(address)) == 0 || errno == EAGAIN;
+	close(fd);
+	return found;
+}
+
 static int launch(const char *path, const char *state, const char *log, int argc, char **argv)
 {
 	static char program[PATH_MAX];
@@ -193,7 +213,7 @@ int start_daemon(const char *path, int argc, char **argv)
 	static char state[PATH_MAX], name[PATH_MAX], log[PATH_MAX];
 	const char *socket = getenv(SOCKET_ENV), *config = getenv(CONFIG_ENV);
 	char *slash;
-	int lock, fd;
+	int lock, keeper, fd;
 
 	/* A daemon elsewhere than in the default directories needs to be told
 	 * where; the engine in caissond never wants another daemon. */
@@ -206,12 +226,17 @@ int start_daemon(const char *path, int argc, char **argv)
 		fail("make %s: %s", state, strerror(errno));
 
 	join(log, state, LOG);
+	join(name, state, KEEPER);
+	keeper = answers(name);
 	join(name, state, DAEMON_LOCK);
-	if (access(name, F_OK) == 0 && access(log, F_OK) < 0) {
+	if (keeper || (access(name, F_OK) == 0 && access(log, F_OK) < 0)) {
 		fd = await(path, AWAY_LIMIT, 0);
 		if (fd >= 0)
 			return fd;
 	}
+	/* A daemon of ours would leave the kept connections without an answer. */
+	if (keeper)
+		fail("caissond is away and does not answer at %s; its keeper waits for it: start it, or end the keeper", path);
 	join(name, state, START_LOCK);
 	lock = open(name, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
 	if (lock < 0)

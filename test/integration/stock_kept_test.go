@@ -3,6 +3,7 @@ package integration
 import (
 	"context"
 	"fmt"
+	"strings"
 	"testing"
 	"time"
 
@@ -88,6 +89,31 @@ func TestStockDaemonGone(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestStockShimLeavesKept: beside a keeper the shim binary starts no daemon, which
+// would leave the kept connections unanswered and be in the way of the next one.
+func TestStockShimLeavesKept(t *testing.T) {
+	h := harness.Start(t, stock)
+	h.Ctr(append(ctrRun(h, "-d"), harness.Image, "old", "sleep", "1000")...)
+	ended := waitExit(t, h, "old")
+	if err := h.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	res := h.TryCtr(append(ctrRun(h, "--rm"), harness.Image, "new", "true")...)
+	if res.Code == 0 || !strings.Contains(res.Stderr, "its keeper waits for it: start it, or end the keeper") {
+		t.Errorf("a task beside a keeper: exit code %d: %s", res.Code, res.Stderr)
+	}
+	if pid, err := h.Started(); err != nil || pid != 0 {
+		t.Errorf("caissond %d was started, %v", pid, err)
+	}
+	h.StartDaemon()
+	h.Ctr("tasks", "kill", "-s", "KILL", "old")
+	if code, err := ended(); err != nil || code != 137 {
+		t.Errorf("exit code %d, %v", code, err)
+	}
+	h.Ctr(append(ctrRun(h, "--rm"), harness.Image, "new", "true")...)
+	h.Ctr("containers", "rm", "old")
 }
 
 func askMeanwhile(cri *harness.CRI, id string) error {
