@@ -20,7 +20,6 @@ import (
 	"sync"
 	"time"
 
-	core "github.com/containerd/containerd/v2/core/sandbox"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
 	sd "github.com/coreos/go-systemd/v22/daemon"
@@ -92,7 +91,7 @@ func Run(ctx context.Context, cfg config.Config) (err error) {
 		return err
 	}
 	if cfg.Engine == config.EngineEmbedded {
-		if err := startEngine(ctx, &steps, cfg, service.Local(parts.sandboxes, observe)); err != nil {
+		if err := startEngine(ctx, &steps, cfg, parts, observe); err != nil {
 			return err
 		}
 	}
@@ -188,12 +187,13 @@ func listen(ctx context.Context, k *keeper.Keeper, path string) (net.Listener, e
 // startLimit is how long the engine may take: it asks every task it knew of.
 const startLimit = 5 * time.Minute
 
-func startEngine(ctx context.Context, steps *undo.Stack, cfg config.Config, sandboxes core.Controller) error {
+func startEngine(ctx context.Context, steps *undo.Stack, cfg config.Config, p *parts, observe service.Observe) error {
 	sctx, cancel := context.WithTimeout(ctx, startLimit)
 	defer cancel()
 	e, err := engine.Start(sctx, engine.Config{
 		Root: cfg.Root, State: cfg.State, Address: cfg.Address,
-		Sandboxes:     sandboxes,
+		Sandboxes:     service.Local(p.sandboxes, observe),
+		Tasks:         p.endpoints,
 		ShimSocket:    filepath.Join(cfg.State, shimSocket),
 		CNIConfDir:    cfg.Network.CNIConfDir,
 		CNIBinDirs:    cfg.Network.CNIBinDirs,
@@ -203,6 +203,7 @@ func startEngine(ctx context.Context, steps *undo.Stack, cfg config.Config, sand
 	if err != nil {
 		return err
 	}
+	p.forwarder.engine.Store(e)
 	steps.Add("engine", func(context.Context) error {
 		e.Stop()
 		return nil

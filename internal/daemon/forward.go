@@ -6,19 +6,23 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"github.com/containerd/containerd/api/types"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
 
+	"caisson/internal/engine"
 	"caisson/internal/events"
 )
 
 // forwarder sends events to the containerd that is configured. While that has
 // never taken one, because nobody configured anything and containerd is
-// elsewhere, it also tries the one that shim binaries name.
+// elsewhere, it also tries the one that shim binaries name. An engine in this
+// process gets them without a socket, once it has started.
 type forwarder struct {
 	configured *events.Remote
+	engine     atomic.Pointer[engine.Engine]
 
 	mu      sync.Mutex // guards all below
 	reached bool       // configured took an event
@@ -36,6 +40,9 @@ func newForwarder(address string) (*forwarder, error) {
 
 // forward is an events.Forwarder.
 func (f *forwarder) forward(ctx context.Context, envelope *types.Envelope) error {
+	if e := f.engine.Load(); e != nil {
+		return e.Forward(ctx, envelope)
+	}
 	err := f.configured.Forward(ctx, envelope)
 	f.mu.Lock()
 	f.reached = f.reached || err == nil

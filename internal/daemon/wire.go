@@ -32,9 +32,11 @@ type parts struct {
 	sandboxes *sandbox.Controller
 	store     core.Store
 	shim      service.Shim
-	keeper    *keeper.Keeper // nil: sockets end with the daemon
+	endpoints *service.Endpoints // the sandboxes' own
+	keeper    *keeper.Keeper     // nil: sockets end with the daemon
 	pool      *namespace.Pool
 	journal   *events.Journal
+	forwarder *forwarder
 }
 
 // wire makes the sandboxer and lets it take over what an earlier daemon left.
@@ -111,7 +113,7 @@ func wire(ctx context.Context, steps *undo.Stack, cfg config.Config, observe ser
 	}
 	log.G(ctx).Info("connections taken over")
 	return &parts{
-		sandboxes: ctl, store: store, keeper: kept, pool: pool, journal: journal,
+		sandboxes: ctl, store: store, keeper: kept, pool: pool, journal: journal, forwarder: remote, endpoints: endpoints,
 		shim: shimHelper{ctl, cfg.Runtime.Default, new(runtimes), remote},
 	}, nil
 }

@@ -1,8 +1,8 @@
 // Package engine runs containerd's core (content, images, snapshots, leases,
 // events, CRI) inside this process, with the sandboxer as one of its plugins.
 //
-// It dials the sandboxes' task sockets just as a stock containerd does, so these must
-// be served before Start is called. The engine owns <Root>/containerd,
+// It finds its tasks through the sandboxes' task sockets just as a stock containerd does,
+// so these must be served before Start is called. The engine owns <Root>/containerd,
 // <State>/containerd and its two sockets, and nothing else.
 //
 // containerd registers its plugins in process-wide tables, when its packages
@@ -20,18 +20,18 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/containerd/containerd/api/types"
 	_ "github.com/containerd/containerd/v2/cmd/containerd/builtins" // containerd's plugins
 	"github.com/containerd/containerd/v2/cmd/containerd/server"
 	srvconfig "github.com/containerd/containerd/v2/cmd/containerd/server/config"
+	"github.com/containerd/containerd/v2/core/events"
+	"github.com/containerd/containerd/v2/core/events/exchange"
 	_ "github.com/containerd/containerd/v2/core/metrics" // containerd's build information, as a metric
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/core/sandbox"
-	"github.com/containerd/containerd/v2/plugins"
 	"github.com/containerd/containerd/v2/version"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
-	"github.com/containerd/plugin"
-	"github.com/containerd/plugin/registry"
 )
 
 // Sandboxer is the name of the plugin, and of the CRI runtime handler.
@@ -44,7 +44,7 @@ const RuntimeType = "io.containerd.caisson.v2"
 // ShimSocketEnv tells the shim binary where this daemon listens for it.
 const ShimSocketEnv = "CAISSON_SHIM_SOCKET"
 
-// Config is what an engine needs. All fields but Passthrough and the CNI ones
+// Config is what an engine needs. All fields but Tasks, Passthrough and the CNI ones
 // are required; paths are absolute.
 type Config struct {
 	Root    string // the daemon's; the engine keeps to <Root>/containerd
@@ -52,6 +52,7 @@ type Config struct {
 	Address string // gRPC and CRI are served here, ttrpc at <Address>.ttrpc
 
 	Sandboxes  sandbox.Controller // the sandboxer
+	Tasks      Tasks              // the shorter way to tasks, if there is one
 	ShimSocket string             // where the shim binary reaches the daemon
 
 	CNIConfDir string
@@ -67,9 +68,12 @@ type Config struct {
 // Engine is a running containerd core.
 type Engine struct {
 	srv    *server.Server
+	events *exchange.Exchange
 	cancel context.CancelFunc
-	stop   sync.Once
-	done   chan struct{}
+
+	stop    sync.Once
+	stopped atomic.Bool // or about to be
+	done    chan struct{}
 }
 
 // started guards containerd's process-wide tables.
@@ -93,17 +97,14 @@ func Start(ctx context.Context, cfg Config) (*Engine, error) {
 	if err := prepare(ctx, scfg, cfg); err != nil {
 		return nil, fmt.Errorf("engine: %w", err)
 	}
-	// Somebody may have chosen another one, as a proxy plugin of this name.
-	if _, taken := scfg.ProxyPlugins[Sandboxer]; !taken {
-		registry.Register(&plugin.Registration{
-			Type:   plugins.SandboxControllerPlugin,
-			ID:     Sandboxer,
-			InitFn: func(*plugin.InitContext) (any, error) { return cfg.Sandboxes, nil },
-		})
-	}
 	// Plugins keep the context for as long as they live.
 	ectx, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	e := &Engine{cancel: cancel, done: make(chan struct{})}
+	_, taken := scfg.ProxyPlugins[Sandboxer]
+	if err := e.addPlugins(cfg, taken); err != nil {
+		cancel()
+		return nil, fmt.Errorf("engine: %w", err)
+	}
 	if e.srv, err = newServer(ctx, ectx, scfg); err != nil {
 		cancel()
 		return nil, fmt.Errorf("engine: %w", err)
@@ -198,10 +199,29 @@ func newServer(ctx, ectx context.Context, scfg *srvconfig.Config) (*server.Serve
 	}
 }
 
+// Forward hands an event to all who follow containerd's. Once the engine was told to
+// stop it is refused as unavailable, and can be given to the next.
+func (e *Engine) Forward(ctx context.Context, envelope *types.Envelope) error {
+	if e.stopped.Load() {
+		return fmt.Errorf("the engine stops: %w", errdefs.ErrUnavailable)
+	}
+	err := e.events.Forward(ctx, &events.Envelope{
+		Timestamp: envelope.GetTimestamp().AsTime(),
+		Namespace: envelope.GetNamespace(),
+		Topic:     envelope.GetTopic(),
+		Event:     envelope.GetEvent(),
+	})
+	if err != nil {
+		return fmt.Errorf("forward an event: %w", err)
+	}
+	return nil
+}
+
 // Stop ends the engine: connections are closed, running containers are not
 // touched. It is safe to call again.
 func (e *Engine) Stop() {
 	e.stop.Do(func() {
+		e.stopped.Store(true)
 		e.cancel()
 		if e.srv != nil {
 			e.srv.Stop()

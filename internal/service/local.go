@@ -2,15 +2,12 @@ package service
 
 import (
 	"context"
-	"time"
 
 	api "github.com/containerd/containerd/api/services/sandbox/v1"
 	"github.com/containerd/containerd/api/types"
 	"github.com/containerd/containerd/v2/core/sandbox"
 	"github.com/containerd/errdefs"
 	imagespec "github.com/opencontainers/image-spec/specs-go/v1"
-
-	"caisson/internal/tracing"
 )
 
 // Local is a controller for containerd's core in this process. Its calls are those of a
@@ -32,21 +29,7 @@ func (id callOn) GetSandboxID() string { return string(id) }
 
 // do makes a call, and takes note of it.
 func (l *local) do(ctx context.Context, method, id string, next func(ctx context.Context) error) error {
-	fullMethod := "/" + api.Controller_ServiceDesc.ServiceName + "/" + method
-	begin := time.Now()
-	ctx, err := withNamespace(ctx)
-	if err == nil {
-		ctx, end := tracing.Child(ctx, fullMethod[1:])
-		ctx, learn := about(ctx)
-		learn(callOn(id))
-		err = next(ctx)
-		end(err)
-	}
-	l.observe.answered(fullMethod, begin, err)
-	if err != nil {
-		return flat{err}
-	}
-	return nil
+	return l.observe.local(ctx, "/"+api.Controller_ServiceDesc.ServiceName+"/"+method, callOn(id), next)
 }
 
 func (l *local) Create(ctx context.Context, sb sandbox.Sandbox, opts ...sandbox.CreateOpt) error {

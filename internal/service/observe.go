@@ -72,6 +72,26 @@ func (o Observe) ttrpcCall(ctx context.Context, decode ttrpc.Unmarshaler, info *
 	})
 }
 
+// local makes a call of this process: no encoding, no socket, but metrics, traces, log
+// and the need of a namespace as for any client. An error has no parts, as if it had
+// come through a socket.
+func (o Observe) local(ctx context.Context, fullMethod string, req any, next func(ctx context.Context) error) error {
+	begin := time.Now()
+	ctx, err := withNamespace(ctx)
+	if err == nil {
+		ctx, end := tracing.Child(ctx, fullMethod[1:])
+		ctx, learn := about(ctx)
+		learn(req)
+		err = next(ctx)
+		end(err)
+	}
+	o.answered(fullMethod, begin, err)
+	if err != nil {
+		return flat{err}
+	}
+	return nil
+}
+
 // waits are the methods that last until something ends. No stop of the daemon waits
 // for them, and how long they take says nothing.
 var waits = map[string]bool{"Wait": true, "WaitSandbox": true}

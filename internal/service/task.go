@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"strings"
+	"sync"
 
 	runtimeapi "github.com/containerd/containerd/api/runtime/sandbox/v1"
 	taskapi "github.com/containerd/containerd/api/runtime/task/v3"
@@ -40,9 +41,14 @@ type Tasks interface {
 // own. One server answers for all of them: which sandbox is meant, the listener
 // tells.
 type Endpoints struct {
-	ctx    context.Context
-	srv    *ttrpc.Server
-	keeper *keeper.Keeper // nil: the sockets end with the daemon
+	ctx     context.Context
+	ctl     Tasks
+	observe Observe
+	srv     *ttrpc.Server
+	keeper  *keeper.Keeper // nil: the sockets end with the daemon
+
+	mu     sync.Mutex
+	served map[string]sandboxName // by the sockets' paths
 }
 
 var _ sandbox.Server = (*Endpoints)(nil)
@@ -56,7 +62,7 @@ func NewEndpoints(ctx context.Context, ctl Tasks, k *keeper.Keeper, observe Obse
 	}
 	taskapi.RegisterTTRPCTaskService(srv, &taskService{ctl: ctl})
 	runtimeapi.RegisterTTRPCSandboxService(srv, &runtimeService{controller: controllerService{ctl: ctl}, started: ctl.Started})
-	return &Endpoints{ctx: ctx, srv: srv, keeper: k}, nil
+	return &Endpoints{ctx: ctx, ctl: ctl, observe: observe, srv: srv, keeper: k, served: map[string]sandboxName{}}, nil
 }
 
 // sandboxKey is the context's key of whose socket a call came through.
@@ -68,6 +74,7 @@ type sandboxName struct{ namespace, id string }
 // endpoint is closed are left to their clients, which close them when they have
 // their last answer.
 func (e *Endpoints) Serve(namespace, sandboxID, path string) (sandbox.Endpoint, error) {
+	name := sandboxName{namespace, sandboxID}
 	ep := &served{done: make(chan struct{})}
 	if e.keeper != nil {
 		l, err := e.keeper.Listen(e.ctx, owner(namespace, sandboxID), path, listenUnix)
@@ -82,18 +89,32 @@ func (e *Endpoints) Serve(namespace, sandboxID, path string) (sandbox.Endpoint, 
 		}
 		ep.l, ep.remove = l, l.Close
 	}
+	e.mu.Lock()
+	e.served[path] = name
+	e.mu.Unlock()
 	go func() {
 		defer close(ep.done)
-		e.serve(namespace, sandboxID, rootOnly{ep.l})
+		e.serve(name, rootOnly{ep.l})
+		e.mu.Lock()
+		delete(e.served, path)
+		e.mu.Unlock()
 	}()
 	return ep, nil
 }
 
-func (e *Endpoints) serve(namespace, sandboxID string, l net.Listener) {
-	ctx := context.WithValue(context.WithoutCancel(e.ctx), sandboxKey{}, sandboxName{namespace, sandboxID})
+func (e *Endpoints) serve(name sandboxName, l net.Listener) {
+	ctx := context.WithValue(context.WithoutCancel(e.ctx), sandboxKey{}, name)
 	if err := e.srv.Serve(ctx, l); err != nil && !isClosed(err) {
-		log.G(subject.With(e.ctx, subject.Subject{Namespace: namespace, SandboxID: sandboxID})).WithError(err).Error("serve tasks")
+		log.G(subject.With(e.ctx, subject.Subject{Namespace: name.namespace, SandboxID: name.id})).WithError(err).Error("serve tasks")
 	}
+}
+
+// at is the sandbox whose socket has the path.
+func (e *Endpoints) at(path string) (sandboxName, bool) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	name, ok := e.served[path]
+	return name, ok
 }
 
 // served is one sandbox's socket.
@@ -128,7 +149,7 @@ func (e *Endpoints) ServeRest() error {
 		for _, c := range conns {
 			l.conns = append(l.conns, c)
 		}
-		e.serve(namespace, sandboxID, rootOnly{l})
+		e.serve(sandboxName{namespace, sandboxID}, rootOnly{l})
 	}
 	return err
 }

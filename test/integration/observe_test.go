@@ -169,7 +169,12 @@ func TestObserve(t *testing.T) {
 		}
 	})
 
-	t.Run("trace", func(t *testing.T) { spans.check(t, h, id, "caissond") })
+	t.Run("trace", func(t *testing.T) {
+		spans.check(t, h, id, "caissond")
+		if n := spans.served("containerd.task.v3.Task/Start"); n > 0 {
+			t.Errorf("%d starts came to the daemon through a socket of its own", n)
+		}
+	})
 }
 
 // TestTraceBesideStock: a trace goes through a stock containerd, and through the
@@ -182,6 +187,9 @@ func TestTraceBesideStock(t *testing.T) {
 	id := cri.RunPod(cfg)
 	cri.RunContainer(id, cfg, cri.ContainerConfig("c", "exec sleep 1000"))
 	spans.check(t, h, id, "caissond", "containerd")
+	if spans.served("containerd.task.v3.Task/Start") == 0 {
+		t.Error("no start came through a socket")
+	}
 }
 
 // receiver is a collector of traces.
@@ -238,6 +246,19 @@ func (r *receiver) check(t *testing.T, h *harness.Host, sandboxID string, servic
 	if got := slices.Sorted(maps.Keys(r.services)); !slices.Equal(got, services) {
 		t.Error("spans are from", got)
 	}
+}
+
+// served counts the calls of a name that came to a server.
+func (r *receiver) served(name string) int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	n := 0
+	for _, s := range r.spans {
+		if s.GetName() == name && s.GetKind() == trace.Span_SPAN_KIND_SERVER {
+			n++
+		}
+	}
+	return n
 }
 
 // path tells why there is no trace in which a span of each of the names is below one
