@@ -64,7 +64,7 @@ func (f *forwarder) forward(ctx context.Context, envelope *types.Envelope) error
 func (f *forwarder) name(address string) {
 	address = strings.TrimPrefix(address, "unix://")
 	f.mu.Lock()
-	if f.address == address || f.reached || !filepath.IsAbs(address) {
+	if f.address == address || f.reached || f.engine.Load() != nil || !filepath.IsAbs(address) {
 		f.mu.Unlock()
 		return
 	}

@@ -109,6 +109,10 @@ func Start(ctx context.Context, cfg Config) (*Engine, error) {
 		cancel()
 		return nil, fmt.Errorf("engine: %w", err)
 	}
+	if e.events == nil {
+		e.Stop()
+		return nil, fmt.Errorf("engine: containerd's configuration disables the exchange of events: %w", errdefs.ErrInvalidArgument)
+	}
 	// containerd's plugin "opt" puts its directory before a list that may be
 	// empty; the empty entry behind it would make every child of this process
 	// load libraries from its working directory.

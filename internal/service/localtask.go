@@ -3,6 +3,7 @@ package service
 import (
 	"context"
 	"strings"
+	"time"
 
 	"github.com/containerd/containerd/v2/core/runtime"
 	"github.com/containerd/errdefs"
@@ -189,21 +190,30 @@ func (p *localProcess) CloseIO(ctx context.Context) error {
 	})
 }
 
-// Wait does not answer for a controller that is closed, as Local's does not.
+// waitAgain is how often a wait asks for tasks that cannot be told of yet.
+const waitAgain = time.Second
+
+// Wait takes only an end for an answer, as CRI does: of a sandbox that was not taken over
+// yet nobody knows, and who waits has to be told the end later.
 func (p *localProcess) Wait(ctx context.Context) (exit *runtime.Exit, err error) {
-	err = p.ask(ctx, "Wait", func(ctx context.Context, tasks *task.Set) error {
-		end, err := tasks.Wait(ctx, p.container, p.exec)
-		exit = coreExit(end)
-		return err
-	})
-	if errdefs.IsUnavailable(err) {
-		<-ctx.Done()
-		err = context.Cause(ctx)
+	for {
+		err = p.ask(ctx, "Wait", func(ctx context.Context, tasks *task.Set) error {
+			end, err := tasks.Wait(ctx, p.container, p.exec)
+			exit = coreExit(end)
+			return err
+		})
+		if err == nil {
+			return exit, nil
+		}
+		if !errdefs.IsUnavailable(err) {
+			return nil, err
+		}
+		select {
+		case <-time.After(waitAgain):
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		}
 	}
-	if err != nil {
-		return nil, err
-	}
-	return exit, nil
 }
 
 func (p *localProcess) Delete(ctx context.Context) (exit *runtime.Exit, err error) {

@@ -142,7 +142,7 @@ func TestLocalTask(t *testing.T) {
 // TestLocalTaskGivenUp: a caller who goes does not leave a change half made, but one who
 // waits may go.
 func TestLocalTaskGivenUp(t *testing.T) {
-	ctl := &noTasks{err: errdefs.ErrUnavailable} // closed
+	ctl := &noTasks{err: errdefs.ErrUnavailable}
 	e, address := serveTasks(t, ctl, Observe{})
 	local := e.Local(foundTask{address: address})
 
@@ -159,6 +159,21 @@ func TestLocalTaskGivenUp(t *testing.T) {
 	}
 	ctl.asked = func(context.Context, string) {}
 	if _, err := local.Wait(ctx); !errors.Is(err, context.Canceled) {
-		t.Errorf("a wait whose caller went, for a controller that is closed: %v", err)
+		t.Errorf("a wait whose caller went: %v", err)
+	}
+}
+
+// TestLocalTaskLater: a wait for what cannot be told of yet goes on.
+func TestLocalTaskLater(t *testing.T) {
+	asked := 0
+	ctl := &noTasks{err: errdefs.ErrUnavailable}
+	ctl.asked = func(context.Context, string) {
+		if asked++; asked == 2 {
+			ctl.err = errdefs.ErrNotFound
+		}
+	}
+	e, address := serveTasks(t, ctl, Observe{})
+	if _, err := e.Local(foundTask{address: address}).Wait(namespaces.WithNamespace(t.Context(), "ns")); !errdefs.IsNotFound(err) || asked != 2 {
+		t.Errorf("asked %d times: %v", asked, err)
 	}
 }

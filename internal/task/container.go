@@ -62,6 +62,7 @@ type container struct {
 	containerRecord
 	set  *Set
 	init *process
+	gone chan struct{} // closed when the set has it no more
 
 	mu       sync.Mutex // guards the fields below
 	execs    map[string]*process
@@ -73,7 +74,7 @@ type container struct {
 }
 
 func newContainer(s *Set, rec containerRecord) *container {
-	return &container{containerRecord: rec, set: s, execs: map[string]*process{}}
+	return &container{containerRecord: rec, set: s, gone: make(chan struct{}), execs: map[string]*process{}}
 }
 
 func (c *container) dir() string { return c.set.dir(c.ID) }

@@ -213,10 +213,15 @@ func (s *Set) reserve(ctx context.Context, req CreateRequest) (*container, error
 	return c, nil
 }
 
+// remove forgets a container. Who waits for a process of it that never came to an end
+// waits no longer.
 func (s *Set) remove(c *container) {
 	s.mu.Lock()
-	delete(s.containers, c.ID)
-	s.mu.Unlock()
+	defer s.mu.Unlock()
+	if s.containers[c.ID] == c {
+		delete(s.containers, c.ID)
+		close(c.gone)
+	}
 }
 
 func (r containerRecord) workPath() string {

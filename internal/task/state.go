@@ -94,7 +94,8 @@ func (p *process) status() Status {
 }
 
 // Wait returns when a process has ended, and how. It may be called before the
-// process is started, and any number of times.
+// process is started, and any number of times. A process that is taken away with its
+// container before it has come to an end is not found.
 func (s *Set) Wait(ctx context.Context, id, execID string) (Exit, error) {
 	p, err := s.process(id, execID)
 	if errdefs.IsNotFound(err) {
@@ -107,10 +108,14 @@ func (s *Set) Wait(ctx context.Context, id, execID string) (Exit, error) {
 	}
 	select {
 	case <-p.done:
-		return p.snapshot().exit(), nil
+	case <-p.c.gone:
+		if !p.finished() {
+			return Exit{}, fmt.Errorf("%v: its container was deleted: %w", p, errdefs.ErrNotFound)
+		}
 	case <-ctx.Done():
 		return Exit{}, fmt.Errorf("%v: wait: %w", p, ctx.Err())
 	}
+	return p.snapshot().exit(), nil
 }
 
 // Connection is who answers for a task.

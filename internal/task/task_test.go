@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/containerd/containerd/api/types/runc/options"
@@ -121,6 +122,26 @@ func TestAFactThatCannotBeWrittenIsKept(t *testing.T) {
 	if rec := p.snapshot(); rec.State != Stopped || rec.ExitStatus != 3 {
 		t.Errorf("%+v", rec)
 	}
+}
+
+// TestWaitForWhatIsTakenAway: a process that can never end any more is not waited for.
+func TestWaitForWhatIsTakenAway(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newTestSet(t)
+		exec := newTestProcess(t, s, "c1", "e1", Created)
+		var err error
+		go func() { _, err = s.Wait(t.Context(), "c1", "e1") }()
+		synctest.Wait() // until it waits
+		if err != nil {
+			t.Errorf("before: %v", err)
+		}
+		s.remove(exec.c)
+		s.remove(exec.c) // of one that is not there any more
+		synctest.Wait()
+		if !errdefs.IsNotFound(err) {
+			t.Error(err)
+		}
+	})
 }
 
 func TestTagsAndNames(t *testing.T) {
