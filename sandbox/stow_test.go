@@ -1,6 +1,7 @@
 package sandbox
 
 import (
+	"encoding/json"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -10,6 +11,7 @@ import (
 
 	"github.com/containerd/containerd/v2/core/mount"
 	core "github.com/containerd/containerd/v2/core/sandbox"
+	"github.com/opencontainers/runtime-spec/specs-go"
 
 	api "caisson/api/caisson/sandbox/v1"
 	"caisson/internal/stdio"
@@ -70,6 +72,56 @@ func (r *rig) unmounted() {
 	}
 }
 
+// startMounted starts the container of a bundle, whose root filesystem is mounted for it.
+func (r *rig) startMounted(sandboxID, id, bundle string, streams stdio.Config) {
+	r.t.Helper()
+	source := filepath.Join(r.dir, "images", id)
+	if err := os.MkdirAll(filepath.Dir(source), 0o755); err != nil {
+		r.t.Fatal(err)
+	}
+	if err := os.Rename(filepath.Join(bundle, "rootfs"), source); err != nil {
+		r.t.Fatal(err)
+	}
+	r.start(sandboxID, task.CreateRequest{
+		ID: id, Bundle: bundle, Stdio: streams,
+		Rootfs: []mount.Mount{{Type: "bind", Source: source, Options: []string{"rbind", "rw"}}},
+	})
+}
+
+// TestHooksSeeTheRootfs: what a hook after a container's end may look at stays mounted.
+func TestHooksSeeTheRootfs(t *testing.T) {
+	r := newRig(t)
+	r.run("sb", &api.Options{})
+	seen := filepath.Join(r.dir, "seen")
+	bundle := r.bundle("hooked", "echo mark >/mark")
+	config := filepath.Join(bundle, "config.json")
+	var spec specs.Spec
+	data, err := os.ReadFile(config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := json.Unmarshal(data, &spec); err != nil {
+		t.Fatal(err)
+	}
+	spec.Hooks = &specs.Hooks{Poststop: []specs.Hook{{Path: "/bin/cp", Args: []string{"cp", filepath.Join(bundle, "rootfs/mark"), seen}}}}
+	if data, err = json.Marshal(spec); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(config, data, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	r.startMounted("sb", "hooked", bundle, stdio.Config{})
+	if exit := r.wait("sb", "hooked"); exit.Status != 0 {
+		t.Errorf("exit %+v", exit)
+	}
+	if _, err := r.tasks("sb").Delete(r.ctx(), "hooked", ""); err != nil {
+		t.Error(err)
+	}
+	if text, err := os.ReadFile(seen); string(text) != "mark\n" {
+		t.Errorf("the hook saw %q, %v", text, err)
+	}
+}
+
 // TestNoMountsOnTheHost: a sandbox that runs has none of its own there, and makes further
 // containers all the same, after restarts of the daemon as well.
 func TestNoMountsOnTheHost(t *testing.T) {
@@ -82,18 +134,7 @@ func TestNoMountsOnTheHost(t *testing.T) {
 	}
 	output := func(id, script string) string {
 		out := filepath.Join(r.dir, id+".out")
-		bundle := r.bundle(id, script)
-		source := filepath.Join(r.dir, "images", id)
-		if err := os.MkdirAll(filepath.Dir(source), 0o755); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.Rename(filepath.Join(bundle, "rootfs"), source); err != nil {
-			t.Fatal(err)
-		}
-		r.start("sb", task.CreateRequest{
-			ID: id, Bundle: bundle, Stdio: stdio.Config{Stdout: "file://" + out, Stderr: "file://" + out},
-			Rootfs: []mount.Mount{{Type: "bind", Source: source, Options: []string{"rbind", "rw"}}},
-		})
+		r.startMounted("sb", id, r.bundle(id, script), stdio.Config{Stdout: "file://" + out, Stderr: "file://" + out})
 		return out
 	}
 	output("first", "echo first >/dev/shm/file; exec busybox sleep 1000")
