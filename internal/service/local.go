@@ -59,7 +59,7 @@ func (l *local) Stop(ctx context.Context, id string, opts ...sandbox.StopOpt) er
 // Wait does not answer for a controller that is closed: CRI would take any answer for the
 // end of the sandbox. It is the process that ends then.
 func (l *local) Wait(ctx context.Context, id string) (exit sandbox.ExitStatus, err error) {
-	ctx, err = withNamespace(ctx)
+	_, err = namespaceOf(ctx)
 	if err == nil {
 		exit, err = l.ctl.Wait(ctx, id)
 	}

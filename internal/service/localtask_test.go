@@ -14,6 +14,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/google/go-cmp/cmp"
 
+	"caisson/internal/ceiling"
 	"caisson/internal/subject"
 	"caisson/internal/task"
 )
@@ -175,5 +176,23 @@ func TestLocalTaskLater(t *testing.T) {
 	e, address := serveTasks(t, ctl, Observe{})
 	if _, err := e.Local(foundTask{address: address}).Wait(namespaces.WithNamespace(t.Context(), "ns")); !errdefs.IsNotFound(err) || asked != 2 {
 		t.Errorf("asked %d times: %v", asked, err)
+	}
+}
+
+// BenchmarkLocalTask is what a call for a task in this process costs beside what it
+// asks for.
+func BenchmarkLocalTask(b *testing.B) {
+	ctl := &noTasks{err: errdefs.ErrNotFound, asked: func(context.Context, string) {}}
+	e, err := NewEndpoints(b.Context(), ctl, nil, Observe{})
+	if err != nil {
+		b.Fatal(err)
+	}
+	p := &localProcess{e, sandboxName{"ns", "sb"}, "c1", ""}
+	ctx := namespaces.WithNamespace(b.Context(), "ns")
+	defer ceiling.Allocs(b, 12)()
+	for b.Loop() {
+		if _, err := p.State(ctx); !errdefs.IsNotFound(err) {
+			b.Fatal(err)
+		}
 	}
 }

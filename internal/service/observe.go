@@ -34,7 +34,7 @@ type Calls interface {
 // learns of its request.
 func (o Observe) call(ctx context.Context, fullMethod string, next func(ctx context.Context, learn func(req any)) (any, error)) (any, error) {
 	begin := time.Now()
-	ctx, err := withNamespace(ctx)
+	_, err := namespaceOf(ctx)
 	var resp any
 	if err == nil {
 		resp, err = next(about(ctx))
@@ -77,7 +77,7 @@ func (o Observe) ttrpcCall(ctx context.Context, decode ttrpc.Unmarshaler, info *
 // come through a socket.
 func (o Observe) local(ctx context.Context, fullMethod string, req any, next func(ctx context.Context) error) error {
 	begin := time.Now()
-	ctx, err := withNamespace(ctx)
+	_, err := namespaceOf(ctx)
 	if err == nil {
 		ctx, end := tracing.Child(ctx, fullMethod[1:])
 		ctx, learn := about(ctx)

@@ -17,6 +17,7 @@ import (
 
 	api "github.com/containerd/containerd/api/services/sandbox/v1"
 
+	"caisson/internal/ceiling"
 	"caisson/internal/subject"
 )
 
@@ -124,7 +125,7 @@ func BenchmarkCall(b *testing.B) {
 	ctx := context.WithValue(namespaces.WithNamespace(context.Background(), "ns1"), sandboxKey{}, sandboxName{"ns1", "sb1"})
 	decode := func(req any) error { req.(*taskapi.StateRequest).ID = "c1"; return nil }
 	answer := &taskapi.StateResponse{}
-	b.ReportAllocs()
+	defer ceiling.Allocs(b, 10)()
 	for b.Loop() {
 		_, _ = Observe{}.ttrpcCall(ctx, decode, &ttrpc.UnaryServerInfo{FullMethod: "/containerd.task.v3.Task/State"}, func(_ context.Context, decode func(any) error) (any, error) {
 			return answer, decode(&taskapi.StateRequest{})

@@ -122,16 +122,16 @@ func keptCall(k *keeper.Keeper, call ttrpc.UnaryServerInterceptor) ttrpc.UnarySe
 	}
 }
 
-// withNamespace turns the namespace of the call's metadata into the context's,
-// where it holds for the calls that follow from this one.
-func withNamespace(ctx context.Context) (context.Context, error) {
+// namespaceOf is the namespace that a call was made in. The context has it already, in
+// the metadata of the call or from a caller in this process.
+func namespaceOf(ctx context.Context) (string, error) {
 	ns, err := namespaces.NamespaceRequired(ctx)
 	if err != nil {
-		return ctx, err
+		return "", err
 	}
 	// The namespaces have sandboxes of the same ID.
 	if of, ok := ctx.Value(sandboxKey{}).(sandboxName); ok && of.namespace != ns {
-		return ctx, fmt.Errorf("namespace %q: this is the socket of a sandbox in namespace %q: %w", ns, of.namespace, errdefs.ErrInvalidArgument)
+		return "", fmt.Errorf("namespace %q: this is the socket of a sandbox in namespace %q: %w", ns, of.namespace, errdefs.ErrInvalidArgument)
 	}
-	return namespaces.WithNamespace(ctx, ns), nil
+	return ns, nil
 }

@@ -181,7 +181,9 @@ func (c shimCommand) context(ctx context.Context) (context.Context, error) {
 	if c.id == "" {
 		return ctx, fmt.Errorf("%s: -id is missing: %w", c.action, errdefs.ErrInvalidArgument)
 	}
-	return withNamespace(namespaces.WithNamespace(ctx, c.namespace))
+	ctx = namespaces.WithNamespace(ctx, c.namespace)
+	_, err := namespaceOf(ctx)
+	return ctx, err
 }
 
 func shimInfo(ctx context.Context, shim Shim, stdin []byte) ([]byte, error) {
