@@ -1,7 +1,6 @@
 package sandbox
 
 import (
-	"encoding/json"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -94,22 +93,9 @@ func TestHooksSeeTheRootfs(t *testing.T) {
 	r.run("sb", &api.Options{})
 	seen := filepath.Join(r.dir, "seen")
 	bundle := r.bundle("hooked", "echo mark >/mark")
-	config := filepath.Join(bundle, "config.json")
-	var spec specs.Spec
-	data, err := os.ReadFile(config)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := json.Unmarshal(data, &spec); err != nil {
-		t.Fatal(err)
-	}
-	spec.Hooks = &specs.Hooks{Poststop: []specs.Hook{{Path: "/bin/cp", Args: []string{"cp", filepath.Join(bundle, "rootfs/mark"), seen}}}}
-	if data, err = json.Marshal(spec); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(config, data, 0o600); err != nil {
-		t.Fatal(err)
-	}
+	r.editSpec(bundle, func(spec *specs.Spec) {
+		spec.Hooks = &specs.Hooks{Poststop: []specs.Hook{{Path: "/bin/cp", Args: []string{"cp", filepath.Join(bundle, "rootfs/mark"), seen}}}}
+	})
 	r.startMounted("sb", "hooked", bundle, stdio.Config{})
 	if exit := r.wait("sb", "hooked"); exit.Status != 0 {
 		t.Errorf("exit %+v", exit)

@@ -413,6 +413,47 @@ func TestAStreamDoesNotWaitForTheOther(t *testing.T) {
 	}
 }
 
+// TestStateOfWhatWasStarted: who starts a process and then asks for its state, as
+// containerd does, may begin to read its output after that.
+func TestStateOfWhatWasStarted(t *testing.T) {
+	r := newRig(t)
+	r.run("sb", &api.Options{})
+	r.container("sb", "c", "exec busybox sleep 1000")
+	out := filepath.Join(r.dir, "exec")
+	if err := unix.Mkfifo(out, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.OpenFile(out, os.O_RDONLY|unix.O_NONBLOCK, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	tasks := r.tasks("sb")
+	spec := rawAny(`{"args": ["/bin/sh", "-c", "echo words"], "cwd": "/", "env": ["PATH=/bin"]}`)
+	if err := tasks.Exec(r.ctx(), task.ExecRequest{ID: "c", ExecID: "e", Stdio: stdio.Config{Stdout: out}, Spec: spec}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := tasks.State(r.ctx(), "c", "e"); err != nil {
+		t.Error(err)
+	}
+	if _, err := tasks.Start(r.ctx(), "c", "e"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := tasks.Wait(r.ctx(), "c", "e"); err != nil {
+		t.Error(err)
+	}
+	begin := time.Now()
+	if st, err := tasks.State(r.ctx(), "c", "e"); err != nil || st.State != task.Stopped {
+		t.Errorf("state %+v, %v", st, err)
+	}
+	if took := time.Since(begin); took > time.Second { // it waited for two
+		t.Errorf("the state was told after %v", took)
+	}
+	if got := (&fifos{stdout: f}).readAll(t); got != "words\n" {
+		t.Errorf("output %q", got)
+	}
+}
+
 // TestStateWaitsForTheReader: a client that asks again whether a process has ended has
 // had the time to open its output, and does not wait for longer than that.
 func TestStateWaitsForTheReader(t *testing.T) {

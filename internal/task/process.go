@@ -83,6 +83,8 @@ type process struct {
 	op   chan struct{} // held by the verb that is under way
 	done chan struct{} // closed when Stopped is recorded and published
 
+	inherited bool // an earlier daemon started it; never changes
+
 	drained sync.Once // the end of the terminal
 
 	mu     sync.Mutex // guards the fields below

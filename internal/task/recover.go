@@ -259,6 +259,7 @@ func loadProcess(c *container, execID string) (*process, error) {
 	if errdefs.IsNotFound(err) && execID == "" {
 		return p, nil // The daemon died between the two records of a creation.
 	}
+	p.inherited = p.rec.State != Adding && p.rec.State != Created
 	return p, err
 }
 

@@ -48,11 +48,17 @@ func (s *Set) State(ctx context.Context, id, execID string) (Status, error) {
 // wait for the reader of its output.
 const readerPatience = 2 * time.Second
 
-// awaitReader gives a client the time to open the FIFOs that it is opening. containerd,
-// when it comes back, asks for the state of a task, opens its FIFOs without waiting for
-// that, asks again, and gives up what is not open yet if the task has ended: all of its
-// output that nobody has read. So the first answer does not wait, and those after it do.
+// awaitReader gives a client that comes back the time to open the FIFOs that it is opening.
+// containerd then asks for the state of a task, opens its FIFOs without waiting for that,
+// asks again, and gives up what is not open yet if the task has ended: all of its output
+// that nobody has read. So the first answer does not wait, and those after it do.
+//
+// Who has started a process through this daemon has the FIFOs open, and may read from them
+// only when it is told the state.
 func (p *process) awaitReader(ctx context.Context) {
+	if !p.inherited {
+		return
+	}
 	p.mu.Lock()
 	waiting, asked := p.unread, p.asked
 	if asked.IsZero() {
