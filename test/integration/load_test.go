@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"testing"
@@ -180,6 +181,16 @@ func TestManyExecs(t *testing.T) {
 		return r
 	}
 	inParallel(t, max(50, n/5), exec)
+	// The monitor gets the sandbox's files a second after the last container was made.
+	if err := daemon.Poll(h.Context(time.Minute), 10*time.Second, func() error {
+		mounts, err := os.ReadFile("/proc/self/mountinfo")
+		if err == nil && bytes.Contains(mounts, []byte(filepath.Join(h.State, "s")+"/")) {
+			err = fmt.Errorf("the files of the sandbox are still mounted")
+		}
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
 	before, beside := usage(t, h), monitors()
 	before.heap += 1 << 20 // so much the journal of events has before it forgets any key
 	inParallel(t, n, exec)
