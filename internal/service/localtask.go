@@ -58,25 +58,28 @@ func (t *localTask) PID(ctx context.Context) (pid uint32, err error) {
 	return pid, err
 }
 
+// process is an exec of the container, whether there is one or not.
+func (t *localTask) process(exec string) *localProcess {
+	return &localProcess{t.endpoints, t.sandbox, t.container, exec}
+}
+
 func (t *localTask) Exec(ctx context.Context, id string, opts runtime.ExecOpts) (runtime.ExecProcess, error) {
-	p := t.localProcess
-	p.exec = id
+	p := t.process(id)
 	err := p.change(ctx, "Exec", func(ctx context.Context, tasks *task.Set) error {
 		return tasks.Exec(ctx, task.ExecRequest{ID: p.container, ExecID: id, Stdio: stdio.Config(opts.IO), Spec: optional(opts.Spec)})
 	})
 	if err != nil {
 		return nil, err
 	}
-	return &p, nil
+	return p, nil
 }
 
 func (t *localTask) Process(ctx context.Context, id string) (runtime.ExecProcess, error) {
-	p := t.localProcess
-	p.exec = id
+	p := t.process(id)
 	if _, err := p.State(ctx); err != nil {
 		return nil, err
 	}
-	return &p, nil
+	return p, nil
 }
 
 func (t *localTask) Stats(ctx context.Context) (stats *anypb.Any, err error) {
